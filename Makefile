@@ -1,0 +1,46 @@
+# Every target is one plain command; README shows the same lines for people without make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+OUT ?= out/demo
+
+.PHONY: demo test check tests test-kernels notebooks bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/stillpet demo -o $(OUT)
+
+test: $(VENV)/.installed-dev
+	$(MAKE) check tests test-kernels
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+check:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tests:
+	$(BIN)/pytest -n 2 --dist worksteal
+
+# The compiled kernels hide index slips: run their tests as plain Python, then compiled with
+# bounds checks, in a cache of their own (the cache does not remember that flag).
+test-kernels:
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q -m "kernel and not slow"
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba-boundscheck $(BIN)/pytest -q -m "kernel"
+
+notebooks:
+	$(BIN)/pytest -q -m notebook
+
+bench:
+	$(BIN)/pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*'
+
+clean:
+	rm -rf $(VENV) out .numba-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
