@@ -1,0 +1,1 @@
+"""Listmode PET: events, clock, detector, motion. Knows nothing of voxels of activity."""
