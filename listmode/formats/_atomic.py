@@ -1,0 +1,196 @@
+"""Files appear whole or not at all: write beside the target, then move into place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from listmode.errors import InputError
+
+_REASONS = {
+    errno.ENOSPC: ("the disk must have room for it", "the disk is full", "free some space"),
+    errno.EDQUOT: (
+        "the quota must have room for it",
+        "the quota is used up",
+        "free some space",
+    ),
+    errno.EFBIG: (
+        "the file system must allow its size",
+        "the largest allowed file size was reached",
+        "raise the limit or write elsewhere",
+    ),
+    errno.EACCES: ("the folder must be writable", "it is not", "choose another folder"),
+    errno.EPERM: ("the folder must be writable", "it is not", "choose another folder"),
+    errno.EROFS: ("the folder must be writable", "it is read-only", "choose another folder"),
+    errno.ENOENT: ("the folder must exist", "it does not", "make the folder first"),
+    errno.ENOTDIR: ("the folder must exist", "it does not", "make the folder first"),
+}
+
+
+def part_path(path: Path) -> Path:
+    """Name the file that is written before it takes its final name.
+
+    It lies in the same folder, so that the move is atomic, and carries the process number, so
+    that two processes writing one file do not mix: the last to finish wins.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def write_error(path: Path, error: OSError) -> InputError:
+    """Say in words why a file could not be written."""
+    number = error.errno
+    if number is None:  # HDF5 often keeps the number only in its text
+        numbers = [n for n in _REASONS if f"errno = {n}," in str(error)]
+        number = numbers[0] if numbers else None
+    must, found, do = _REASONS.get(
+        number if number is not None else -1,
+        ("it must be possible to write there", str(error), "choose another place"),
+    )
+    return InputError(
+        f"to write {path.name!r}, {must}, but {found}; {do}. Nothing was left under that name"
+    )
+
+
+def publish(part: Path, path: Path) -> None:
+    """Put a finished file under its final name, safe against a power cut."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    with contextlib.suppress(OSError):  # not every system can open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; move it into place if all goes well.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or the folder cannot be written to; nothing is left behind.
+    """
+    part = part_path(path)
+    try:
+        yield part
+        publish(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise write_error(path, error) from None
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+class GuardedFile:
+    """A file for HDF5 that never fails towards the library, but remembers that it did.
+
+    The HDF5 library crashes the process if a file cannot be written while it closes it
+    (measured with HDF5 1.14: a full disk ends in a segmentation fault). So a failed write is
+    kept in memory, where the library can read it back, and :meth:`check` raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._raw = path.open("w+b", buffering=0)
+        self._lost: list[tuple[int, bytes]] = []
+        self._error: OSError | None = None
+        self._at = 0
+        self._end = 0
+
+    def check(self) -> None:
+        """Raise the first error that a write met.
+
+        Raises
+        ------
+        OSError
+            If a write failed.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Close the file itself."""
+        self._raw.close()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to an offset from the start (0), the place (1) or the end (2)."""
+        self._at = offset + (0, self._at, self._end)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Give the place."""
+        return self._at
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all data here, to the disk or, once that failed, to memory."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view) and self._error is None:
+            try:
+                self._raw.seek(self._at + done)
+                done += self._raw.write(view[done:]) or 0
+            except OSError as error:
+                self._error = error
+        if done < len(view):
+            self._lost.append((self._at + done, bytes(view[done:])))
+        self._at += len(view)
+        self._end = max(self._end, self._at)
+        return len(view)
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        """Fill a buffer from here; what was never written reads as zeros."""
+        view = memoryview(buffer).cast("B")
+        self._raw.seek(self._at)
+        n = self._raw.readinto(view) or 0
+        view[n:] = bytes(len(view) - n)
+        for offset, data in self._lost:
+            first, last = max(offset, self._at), min(offset + len(data), self._at + len(view))
+            if first < last:
+                view[first - self._at : last - self._at] = data[first - offset : last - offset]
+        self._at += len(view)
+        return len(view)
+
+    def read(self, size: int) -> bytes:
+        """Read ``size`` bytes from here (h5py tells a file by this method)."""
+        buffer = bytearray(size)
+        self.readinto(buffer)
+        return bytes(buffer)
+
+    def truncate(self, size: int) -> int:
+        """Set the file's length."""
+        self._end = size
+        if self._error is None:
+            try:
+                self._raw.truncate(size)
+            except OSError as error:
+                self._error = error
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: no byte waits here."""
+
+
+def limited_inflate(data: bytes, size: int) -> bytes:
+    """Inflate to exactly ``size`` bytes; data that grow beyond are refused before they do.
+
+    Raises
+    ------
+    ValueError
+        If the data are damaged or hold another number of bytes.
+    """
+    machine = zlib.decompressobj()
+    try:
+        out = machine.decompress(data, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"compressed data are damaged: {error}") from None
+    if len(out) != size:
+        raise ValueError(f"compressed data hold {len(out)} bytes or more, not {size}")
+    return out

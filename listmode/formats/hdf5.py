@@ -1,0 +1,294 @@
+"""Stillpet's own listmode file: HDF5 with event columns and a 1 ms tick index.
+
+``docs/hdf5_format.md`` is its specification.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from listmode.errors import InputError
+from listmode.events import EventBatch
+from listmode.formats import _hdf5_layout as layout
+from listmode.formats._chunks import Column
+from listmode.formats._coverage import CoveredListmode
+from listmode.formats._hdf5_writer import ListmodeWriter
+from listmode.formats._mapped import map_file
+from listmode.formats.ticks import tick_runs
+from listmode.source import Listmode, Stream
+from listmode.windows import Windows
+
+__all__ = ["Hdf5Listmode", "ListmodeWriter", "cut_listmode"]
+
+I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_STREAMS: tuple[Stream, Stream] = ("prompts", "delayeds")
+
+
+class Hdf5Listmode(CoveredListmode):
+    """A stillpet HDF5 listmode file, open for reading.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    InputError
+        If it is no stillpet file, or is damaged so that not even part of it can be read.
+    """
+
+    format_name = "stillpet HDF5"
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._mapped = map_file(self._path, "<u1")
+        if not _has_checked_metadata(self._mapped):
+            raise self._another_kind()
+        try:
+            self._file = h5py.File(self._path, "r")
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{self._path.name!r} must be an HDF5 file, but it cannot be opened as one "
+                f"({str(error)[:120]}); it may be truncated: copy it again"
+            ) from None
+        self._columns: dict[tuple[Stream, str], Column] = {}
+        try:
+            self._read_head()
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            self._file.close()
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self._path.name!r} must follow the stillpet layout, but it is damaged: "
+                f"{error}; copy or write it again"
+            ) from None
+
+    def _another_kind(self) -> InputError:
+        return InputError(
+            f"{self._path.name!r} must be a stillpet listmode file, but it is another kind of "
+            "HDF5 file; convert it or choose another file"
+        )
+
+    def _read_head(self) -> None:
+        attrs = self._file.attrs
+        if attrs.get("format") != layout.FORMAT:
+            raise self._another_kind()
+        if int(attrs["format_version"]) > layout.VERSION:
+            raise InputError(
+                f"{self._path.name!r} has layout version {attrs['format_version']}, but this "
+                f"stillpet reads up to {layout.VERSION}; use a newer stillpet"
+            )
+        self.scanner = layout.read_scanner(self._file)
+        self.protocol = layout.read_protocol(self._file)
+        self.clock_zero = str(attrs["clock_zero"])
+        self.notes = _texts(attrs["notes"])
+        self.defects = _texts(attrs["defects"])
+        self.is_complete = bool(attrs["complete"])
+        self.start_ms = int(attrs["start_ms"])
+        self.crystal_efficiency = None
+        if "normalisation/crystal_efficiency" in self._file:
+            self.crystal_efficiency = self._file["normalisation/crystal_efficiency"][...]
+        self._offset = {stream: self._read_ticks(stream) for stream in _STREAMS}
+        if not self.is_complete:
+            self._salvage()
+        self.stop_ms = self.start_ms + len(self._offset["prompts"]) - 1
+        self._check_index()
+        held = None
+        if "coverage" in self._file:
+            stored = self._file["coverage"]
+            held = Windows(stored["start_ms"][...], stored["stop_ms"][...])
+        self._hold(held)
+
+    def _read_ticks(self, stream: Stream) -> I64:
+        offset: I64 = self._file[stream]["tick_offset"][...].astype(np.int64, copy=False)
+        offset.setflags(write=False)
+        return offset
+
+    def _n_stored(self, stream: Stream) -> int:
+        return min(len(self._file[stream][name]) for name in layout.COLUMNS)
+
+    def _salvage(self) -> None:
+        """Keep the ticks whose events all arrived in both streams."""
+        n_ticks = min(
+            int(np.searchsorted(self._offset[s], self._n_stored(s), side="right"))
+            for s in _STREAMS
+        )
+        if n_ticks < 2:
+            raise InputError(
+                f"{self._path.name!r} must be complete, but its writer stopped before one tick "
+                "was stored; write it again"
+            )
+        self._offset = {s: self._offset[s][:n_ticks] for s in _STREAMS}
+        self.defects += (
+            f"the file is incomplete (complete = 0): its writer did not finish; the first "
+            f"{n_ticks - 1} ms of ticks are whole and are read",
+        )
+
+    def _check_index(self) -> None:
+        for stream, offset in self._offset.items():
+            if len(offset) != self.stop_ms - self.start_ms + 1 or len(offset) < 2:
+                raise InputError(
+                    f"{self._path.name!r}: the tick index of {stream} must have one entry a ms "
+                    f"and one more, but it has {len(offset)}; repair or copy the file again"
+                )
+            stored = self._n_stored(stream)
+            if offset[0] != 0 or offset[-1] > stored or (offset[1:] < offset[:-1]).any():
+                raise InputError(
+                    f"{self._path.name!r}: the tick index of {stream} must ascend from 0 to at "
+                    f"most {stored} (the events stored), but it does not; copy the file again"
+                )
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Format, hash, clock zero and what the writer noted."""
+        noted = {k: str(v) for k, v in self._file["provenance"].attrs.items()}
+        return noted | dict(super().provenance)
+
+    @cached_property
+    def _hash(self) -> str:
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def file_hash(self) -> str:
+        """SHA-256 of the file's bytes."""
+        return self._hash
+
+    def tick_offset(self, stream: Stream = "prompts") -> I64:
+        """Give the number of the first event of each tick; see :class:`Listmode`."""
+        return self._offset[stream]
+
+    def _read_column(self, stream: Stream, name: str, start: int, stop: int) -> NDArray[Any]:
+        key = (stream, name)
+        if key not in self._columns:
+            title = f"{self._path.name!r}: column {name} of {stream}"
+            self._columns[key] = Column(self._file[stream][name], self._mapped, title)
+        return self._columns[key].read(start, stop)
+
+    def read(self, stream: Stream, start_event: int, stop_event: int) -> EventBatch:
+        """Read events ``[start_event, stop_event)`` of a stream.
+
+        Raises
+        ------
+        InputError
+            If a checksum does not fit or a pair is not in canonical order.
+        """
+        return EventBatch(
+            *(
+                self._read_column(stream, name, start_event, stop_event)
+                for name in layout.COLUMNS
+            )
+        )
+
+    def read_truth(self, start_event: int, stop_event: int) -> U8 | None:
+        """Read where each prompt came from (0 true, 1 scattered, 2 random), if it is known."""
+        if "truth" not in self._file["prompts"]:
+            return None
+        return self._read_column("prompts", "truth", start_event, stop_event)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._columns.clear()
+        self._file.close()
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, h5py.Empty):
+        return ()
+    return tuple(str(text) for text in np.atleast_1d(value))
+
+
+def cut_listmode(source: Listmode, windows: Windows, path: str | Path) -> None:
+    """Write the events of a union of windows to a new file that keeps the clock.
+
+    The new file runs from the first window's start to the last window's stop; ticks between
+    windows stay empty and are marked as not held, so the same windows mean the same in both
+    files and give the same events in the same order.
+
+    Parameters
+    ----------
+    source
+        Any open listmode.
+    windows
+        The time to keep.
+    path
+        The file to make.
+
+    Raises
+    ------
+    InputError
+        If a window reaches outside the scan or the file cannot be written.
+    """
+    source.check_windows(windows)
+    kept = windows.merged()
+    provenance = {k: v for k, v in source.provenance.items() if k not in ("sha256", "format")}
+    with ListmodeWriter(
+        path,
+        scanner=source.scanner,
+        protocol=source.protocol,
+        start_ms=int(kept.start_ms[0]),
+        crystal_efficiency=source.crystal_efficiency,
+        has_truth=source.read_truth(0, 0) is not None,
+        provenance=provenance | {"cut_from_sha256": source.file_hash, "windows": str(kept)},
+        clock_zero=source.clock_zero,
+        coverage=kept,
+        notes=source.notes,
+        defects=source.defects,
+    ) as writer:
+        for stream in _STREAMS:
+            _copy_windows(source, stream, kept, writer)
+
+
+def _copy_windows(
+    source: Listmode, stream: Stream, kept: Windows, writer: ListmodeWriter
+) -> None:
+    offset = source.tick_offset(stream)
+    previous = int(kept.start_ms[0])
+    has_truth = stream == "prompts" and source.read_truth(0, 0) is not None
+    for start, stop in kept:
+        writer.append(
+            stream,
+            EventBatch.empty(),
+            np.zeros(start - previous, np.int64),
+            np.empty(0, np.uint8) if has_truth else None,
+        )
+        for first, last in tick_runs(source, start, stop, stream):
+            ticks = offset[first - source.start_ms : last - source.start_ms + 1]
+            a, b = int(ticks[0]), int(ticks[-1])
+            truth = source.read_truth(a, b) if has_truth else None
+            writer.append(stream, source.read(stream, a, b), np.diff(ticks), truth)
+        previous = stop
+
+
+def _has_checked_metadata(mapped: NDArray[np.uint8]) -> bool:
+    """Say whether a file has the superblock of version 2, as our writer makes it.
+
+    Its metadata carry checksums. In older files they do not, and the HDF5 library crashes the
+    process over damaged ones (1 of 200 files with a few flipped bits).
+    """
+    return mapped.size > 8 and mapped[:8].tobytes() == _SIGNATURE and mapped[8] == 2
+
+
+def recognise(path: Path, head: bytes) -> bool:
+    """Say whether a file is HDF5; a user block may push the signature to 512, 1024, ..."""
+    del path
+    return any(head[at : at + 8] == _SIGNATURE for at in (0, 512, 1024, 2048))
+
+
+def open_file(path: Path, header: Path | None) -> Hdf5Listmode:
+    """Open a stillpet HDF5 file; it needs no header."""
+    del header
+    return Hdf5Listmode(path)
