@@ -1,0 +1,174 @@
+"""From an open scan to the windows worth keeping, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from listmode.histogram import Histogram, accumulate
+from listmode.motion.bladder import BladderSearch, BladderSettings, locate_bladder
+from listmode.motion.body import follow_body
+from listmode.motion.changes import Changes, ChangeSettings, find_changes
+from listmode.motion.select import FEATURE_FWHM_MM, Selection, select_windows
+from listmode.motion.trace import (
+    FollowedBladder,
+    MotionTrace,
+    TraceSettings,
+    collect_around,
+    follow_bladder,
+)
+from listmode.progress import SILENT, Progress
+from listmode.source import Listmode
+
+BODY_WINDOW_MS = 2000  # profiles are poorer than the template: longer windows keep them linear
+
+
+@dataclass(frozen=True)
+class MotionSettings:
+    """All settings of the motion analysis.
+
+    Parameters
+    ----------
+    voxel_mm, slice_ms
+        Of the histo-image and its time slices.
+    bladder, trace, changes
+        Of the search, the trace and the detector.
+    max_displacement_mm, feature_fwhm_mm, guard_s
+        Of the choice of windows; see :func:`listmode.motion.select.select_windows`.
+    """
+
+    voxel_mm: float = 4.0
+    slice_ms: int = 500
+    bladder: BladderSettings = field(default_factory=BladderSettings)
+    trace: TraceSettings = field(default_factory=TraceSettings)
+    changes: ChangeSettings = field(default_factory=ChangeSettings)
+    max_displacement_mm: float | None = None
+    feature_fwhm_mm: float = FEATURE_FWHM_MM
+    guard_s: float = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class MotionResult:
+    """Everything that the motion analysis found.
+
+    Parameters
+    ----------
+    histogram, search
+        Where the counts are, and the bladder among them.
+    trace
+        What was followed: the bladder, or the whole body.
+    bodies
+        Traces of body slabs, by name.
+    changes, selection
+        When the patient moved, and which minutes to keep.
+    reference
+        ``"bladder"`` or ``"whole body"``.
+    note
+        What a reader must know, in words.
+    clock_zero
+        What the scan calls zero, in words.
+    """
+
+    histogram: Histogram
+    search: BladderSearch
+    trace: MotionTrace
+    bodies: Mapping[str, MotionTrace]
+    changes: Changes
+    selection: Selection
+    reference: Literal["bladder", "whole body"]
+    note: str
+    clock_zero: str
+    followed: FollowedBladder | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON: the main results, without the traces' samples."""
+        return {
+            "clock_zero": self.clock_zero,
+            "reference": self.reference,
+            "note": self.note,
+            "bladder": self.search.to_dict(),
+            **self.changes.to_dict(),
+            "selection": self.selection.to_dict(),
+            "n_events": self.histogram.n_events,
+            "rejected": self.histogram.rejected,
+            "trace_window_s": self.trace.window_ms / 1000.0,
+        }
+
+
+def analyse_motion(
+    listmode: Listmode,
+    *,
+    settings: MotionSettings | None = None,
+    threads: int = 2,
+    progress: Progress = SILENT,
+) -> MotionResult:
+    """Find out when the patient moved and which minutes are worth keeping.
+
+    Parameters
+    ----------
+    listmode
+        An open scan.
+    settings
+        See :class:`MotionSettings`.
+    threads
+        Threads; the result has the same bits for any number.
+    progress
+        Is told of the events read.
+    """
+    chosen = settings or MotionSettings()
+    histogram = accumulate(
+        listmode,
+        voxel_mm=chosen.voxel_mm,
+        slice_ms=chosen.slice_ms,
+        threads=threads,
+        progress=progress,
+    )
+    search = locate_bladder(histogram, chosen.bladder)
+    followed = None
+    reference: Literal["bladder", "whole body"] = "whole body"
+    if search.best is not None:
+        events = collect_around(listmode, search.best, threads=threads, progress=progress)
+        followed = follow_bladder(events, search.best, settings=chosen.trace, threads=threads)
+        trace = followed.trace
+        bodies = dict(
+            follow_body(
+                histogram, search.best, events, window_ms=max(trace.window_ms, BODY_WINDOW_MS)
+            )
+        )
+        reference = "bladder"
+        note = f"{search.note}; {trace.note}"
+    else:
+        bodies = dict(follow_body(histogram, window_ms=_body_window_ms(histogram, chosen)))
+        trace = bodies.pop("whole body")
+        note = f"{search.note}; the whole body was followed instead, which is less exact"
+    changes = find_changes(trace, followed=followed, bodies=bodies, settings=chosen.changes)
+    selection = select_windows(
+        trace,
+        changes,
+        max_displacement_mm=chosen.max_displacement_mm,
+        feature_fwhm_mm=chosen.feature_fwhm_mm,
+        guard_s=chosen.guard_s,
+        histogram=histogram,
+    )
+    return MotionResult(
+        histogram=histogram,
+        search=search,
+        trace=trace,
+        bodies=bodies,
+        changes=changes,
+        selection=selection,
+        reference=reference,
+        note=note,
+        clock_zero=listmode.clock_zero,
+        followed=followed,
+    )
+
+
+def _body_window_ms(histogram: Histogram, chosen: MotionSettings) -> int:
+    """Give windows of a second, or longer so that each holds a thousand events."""
+    if chosen.trace.window_ms is not None:
+        return max(chosen.trace.window_ms, chosen.slice_ms)
+    live_s = float(histogram.live_ms.sum()) / 1000.0
+    rate = histogram.n_events / max(live_s, 1e-9)
+    return int(min(max(1.0, -(-1000.0 // max(rate, 1e-9))), 20.0)) * 1000

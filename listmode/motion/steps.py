@@ -1,0 +1,154 @@
+"""Least squares of steps in a drifting trace: the arithmetic under change detection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+# Growth rates q / V0 tried for the filling law, 1/min: none (a straight line) to 15 mL/min
+# from 25 mL. The law is smooth in the rate, so a factor of two between them is fine.
+GROWTH_PER_MIN = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A trace made ready for fitting: finite rows only.
+
+    Parameters
+    ----------
+    time_s
+        Middle of each window from the scan's start, s. Shape (n,).
+    value_mm
+        Displacements, mm. Shape (n, 3).
+    weight
+        Inverse variances, 1/mm^2. Shape (n, 3).
+    """
+
+    time_s: F64
+    value_mm: F64
+    weight: F64
+
+    def __len__(self) -> int:
+        return len(self.time_s)
+
+
+@dataclass(frozen=True, eq=False)
+class StepFit:
+    """A joint fit of steps and a trend.
+
+    ``shift_mm`` and ``error_mm`` have shape (n_steps, 3); ``trend_mm`` (the trend without the
+    steps) and ``fitted_mm`` shape (n, 3); ``misfit`` is the weighted sum of squares.
+    """
+
+    growth: float
+    shift_mm: F64
+    error_mm: F64
+    trend_mm: F64
+    fitted_mm: F64
+    misfit: float
+
+
+def trend_basis(time_s: F64, growth: float) -> F64:
+    """Give the columns 1 and the displacement of a filling bladder's centre.
+
+    A bladder that keeps its shape and its caudal end moves its centre by its own size, which
+    goes with the cube root of a volume that grows linearly: (1 + growth t)^(1/3) - 1.
+    Without growth the second column is a straight line. Shape (n, 2).
+    """
+    minutes = time_s / 60.0
+    shape = np.cbrt(1.0 + growth * minutes) - 1.0 if growth > 0 else minutes
+    return np.stack((np.ones_like(minutes), shape), axis=1)
+
+
+def _columns(series: Series, growth: float, steps_s: list[float]) -> F64:
+    steps = [(series.time_s >= s).astype(float) for s in steps_s]
+    return np.column_stack((trend_basis(series.time_s, growth), *steps))
+
+
+def fit_steps(series: Series, steps_s: list[float], growth: float) -> StepFit:
+    """Fit steps at given times together with the trend of one growth rate."""
+    columns = _columns(series, growth, steps_s)
+    k = len(steps_s)
+    shift, error = np.zeros((k, 3)), np.zeros((k, 3))
+    trend, fitted = np.empty_like(series.value_mm), np.empty_like(series.value_mm)
+    misfit = 0.0
+    for axis in range(3):
+        w, y = series.weight[:, axis], series.value_mm[:, axis]
+        normal = columns.T @ (w[:, None] * columns)
+        inverse = np.linalg.pinv(normal)
+        solution = inverse @ (columns.T @ (w * y))
+        shift[:, axis] = solution[2:]
+        error[:, axis] = np.sqrt(np.maximum(np.diag(inverse)[2:], 0.0))
+        trend[:, axis] = columns[:, :2] @ solution[:2]
+        fitted[:, axis] = columns @ solution
+        misfit += float((w * (y - fitted[:, axis]) ** 2).sum())
+    return StepFit(growth, shift, error, trend, fitted, misfit)
+
+
+def best_fit(series: Series, steps_s: list[float]) -> StepFit:
+    """Fit steps at given times with the growth rate that fits best."""
+    fits = [fit_steps(series, steps_s, g) for g in GROWTH_PER_MIN]
+    return min(fits, key=lambda f: f.misfit)
+
+
+def scan_statistic(series: Series, steps_s: list[float], base_misfit: float) -> F64:
+    """Give the drop of the misfit by one more step at the start of each window.
+
+    The drop is twice the log-likelihood ratio for Gaussian errors, over the three axes and
+    with the trend fitted anew with and without the step; it is distributed like the largest
+    of many chi-squared variables of three degrees of freedom. Shape (n,); zero where a step
+    cannot be told from the trend.
+    """
+    best = np.full(len(series), np.inf)
+    for growth in GROWTH_PER_MIN:
+        columns = _columns(series, growth, steps_s)
+        left = np.zeros(len(series))
+        for axis in range(3):
+            root = np.sqrt(series.weight[:, axis])
+            q, _ = np.linalg.qr(root[:, None] * columns)
+            y = root * series.value_mm[:, axis]
+            y = y - q @ (q.T @ y)
+            # A step at window i is one from i on: its products are reverse cumulative sums.
+            along = np.cumsum((root * y)[::-1])[::-1]
+            own = np.cumsum((root**2)[::-1])[::-1]
+            shadow = np.cumsum((root[:, None] * q)[::-1], axis=0)[::-1]
+            norm = own - (shadow**2).sum(axis=1)
+            usable = norm > 1e-6 * own
+            gain = np.where(usable, along**2 / np.where(usable, norm, 1.0), 0.0)
+            left += float(y @ y) - gain
+        best = np.minimum(best, left)
+    return np.asarray(np.maximum(base_misfit - best, 0.0))
+
+
+def contrast_mm(
+    series: Series, residual_mm: F64, reach_s: float, borders_s: list[float]
+) -> F64:
+    """Give the two-sided contrast at the start of each window.
+
+    The mean of what the trend leaves in the ``reach_s`` after that time less that before it,
+    each cut at the nearest known step. Shape (n, 3), mm; zero where a side is empty.
+    """
+    time = series.time_s
+    half = np.diff(time, append=2 * time[-1] - time[-2]) / 2.0 if len(time) > 1 else np.ones(1)
+    edge = time - half
+    borders = np.array([-np.inf, *sorted(borders_s), np.inf])
+    at = np.searchsorted(borders, edge, side="right")
+    low = np.searchsorted(time, np.maximum(edge - reach_s, borders[at - 1]))
+    high = np.searchsorted(
+        time, np.minimum(edge + reach_s, borders[np.minimum(at, len(borders) - 1)])
+    )
+    index = np.arange(len(time))
+    result = np.zeros((len(time), 3))
+    for axis in range(3):
+        w = np.concatenate(([0.0], np.cumsum(series.weight[:, axis])))
+        wy = np.concatenate(([0.0], np.cumsum(series.weight[:, axis] * residual_mm[:, axis])))
+        before, after = w[index] - w[low], w[high] - w[index]
+        usable = (before > 0) & (after > 0)
+        mean_after = (wy[high] - wy[index]) / np.where(usable, after, 1.0)
+        mean_before = (wy[index] - wy[low]) / np.where(usable, before, 1.0)
+        result[:, axis] = np.where(usable, mean_after - mean_before, 0.0)
+    return result
