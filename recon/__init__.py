@@ -1,0 +1,1 @@
+"""Images from listmode PET, and what to make of them."""

@@ -1,0 +1,411 @@
+"""Compiled ray loops: one ray walker serves forward, back and fused update.
+
+Images are flat and padded: one voxel of zeros below and two above along each axis, so that the
+walker may touch the neighbours of any sample without looking where it is. Ray ends arrive in
+voxel coordinates of the image without padding. Real numbers have the type of the TOF table:
+float32 ships, float64 serves the tests.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+LEAST_EXPECTED = np.float32(1e-20)  # below, one event's ratio would leave float32's range
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def principal_axis(dx, dy, dz):
+    """Give the axis of the largest step; of equal steps the first in the order x, y, z."""
+    ax, ay, az = abs(dx), abs(dy), abs(dz)
+    if ax >= ay and ax >= az:
+        return 0
+    if ay >= az:
+        return 1
+    return 2
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def clip_range(low, high, slope, offset, n):
+    """Narrow ``[low, high]`` to where ``-1 <= p * slope + offset <= n``."""
+    if abs(slope) * (abs(low) + abs(high)) < 1e-6:
+        if offset < -1 or offset > n:
+            return low, low - 1
+        return low, high
+    p, q = (-1 - offset) / slope, (n - offset) / slope
+    if p > q:
+        p, q = q, p
+    return max(low, p), min(high, q)
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def lay_ray(ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz):
+    """Find the planes that a ray crosses within the image and the TOF kernel's reach.
+
+    Returns
+    -------
+    tuple
+        Number of planes and the first; strides along the principal axis and the other two (of
+        the padded image); slopes and offsets of the position along those two; the TOF centre as
+        a plane number; step between planes, mm.
+    """
+    real = voxel_mm.dtype.type
+    sy = nz + 3
+    sx = (ny + 3) * sy
+    ax, ay, az = ends[a, 0], ends[a, 1], ends[a, 2]
+    dx, dy, dz = ends[b, 0] - ax, ends[b, 1] - ay, ends[b, 2] - az
+    mm_x, mm_y, mm_z = dx * voxel_mm[0], dy * voxel_mm[1], dz * voxel_mm[2]
+    length_mm = real(math.sqrt(mm_x * mm_x + mm_y * mm_y + mm_z * mm_z))
+    axis = principal_axis(dx, dy, dz)
+    if axis == 0:
+        p0, dp, u0, du, v0, dv = ax, dx, ay, dy, az, dz
+        n_p, n_u, n_v, stride_p, stride_u, stride_v = nx, ny, nz, sx, sy, 1
+    elif axis == 1:
+        p0, dp, u0, du, v0, dv = ay, dy, ax, dx, az, dz
+        n_p, n_u, n_v, stride_p, stride_u, stride_v = ny, nx, nz, sy, sx, 1
+    else:
+        p0, dp, u0, du, v0, dv = az, dz, ax, dx, ay, dy
+        n_p, n_u, n_v, stride_p, stride_u, stride_v = nz, nx, ny, 1, sx, sy
+    slope_u, slope_v = du / dp, dv / dp
+    offset_u, offset_v = u0 - p0 * slope_u, v0 - p0 * slope_v
+    step_mm = length_mm / abs(dp)
+    centre = p0 + dp * (real(0.5) + centre_mm / length_mm)
+    reach = reach_mm / step_mm
+    low = max(min(p0, p0 + dp), centre - reach, real(0))
+    high = min(max(p0, p0 + dp), centre + reach, real(n_p - 1))
+    low, high = clip_range(low, high, slope_u, offset_u, real(n_u))
+    low, high = clip_range(low, high, slope_v, offset_v, real(n_v))
+    first, n = np.int32(0), np.int32(0)
+    if low <= high:
+        first = np.int32(math.ceil(low))
+        n = np.int32(math.floor(high)) - first + np.int32(1)
+    return (
+        n, first, stride_p, stride_u, stride_v, slope_u, slope_v, offset_u, offset_v, centre,
+        step_mm,
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def walk(
+    ends, a, b, voxel_mm, centre_mm, table, per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv
+):
+    """Sample one ray: Joseph's method with TOF weights.
+
+    Planes lie at whole numbers along the principal axis; the weight of a plane is its length of
+    ray times the TOF kernel there, shared bilinearly by four voxels. Positions are
+    ``i * slope + offset``: a running sum drifts by 1e-2 voxel in single precision.
+
+    Fills ``index`` (first of the four voxels), ``entry`` (of the TOF table), ``fu``, ``fv``;
+    returns the number of planes, the strides of the second and third voxel and the step, mm.
+    """
+    real = table.dtype.type
+    (
+        n, first, stride_p, stride_u, stride_v, slope_u, slope_v, offset_u, offset_v, centre,
+        step_mm,
+    ) = lay_ray(ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz)  # fmt: skip
+    # Padding puts voxel i at i + 1. Adding 1 before the cut to an integer makes it a floor.
+    offset_u += real(1)
+    offset_v += real(1)
+    to_table = step_mm * per_mm
+    last = np.int32(table.size - 1)
+    step_p, step_u, step_v = np.int32(stride_p), np.int32(stride_u), np.int32(stride_v)
+    # Two loops: the compiler turns each into vector code, one of both it does not (x 1.6).
+    for k in range(n):
+        i = np.int32(first + np.int32(k))
+        p = real(i)
+        u = p * slope_u + offset_u
+        v = p * slope_v + offset_v
+        iu, iv = np.int32(u), np.int32(v)
+        fu[k] = u - real(iu)
+        fv[k] = v - real(iv)
+        index[k] = step_p + i * step_p + iu * step_u + iv * step_v
+    for k in range(n):
+        p = real(np.int32(first + np.int32(k)))
+        entry[k] = min(np.int32(abs(p - centre) * to_table + real(0.5)), last)
+    return n, stride_u, stride_v, step_mm
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def bucket_events(
+    ends, voxel_mm, crystal_a, crystal_b, tof_bin, tof_centre_mm, reach_mm, shape, task_size,
+    block_size, n_parts, out,
+):  # fmt: skip
+    """Write each event's bucket: where its TOF centre lies, and its principal axis.
+
+    Buckets are numbered by task (a column along x of ``task_size`` voxels in y and z), then by
+    block of ``block_size`` voxels within it, then by axis. With ``n_parts`` above zero a task
+    is a part of the crystal pairs instead, and the block that of the LOR's middle. Events whose
+    ray misses the image get -1.
+    """
+    nx, ny, nz = shape
+    per_task = task_size // block_size
+    blocks_x = (nx + block_size - 1) // block_size
+    tasks_z = (nz + task_size - 1) // task_size
+    n_inner = blocks_x * per_task * per_task * 3
+    n_tasks = tasks_z * ((ny + task_size - 1) // task_size)
+    for e in range(crystal_a.size):
+        a, b = crystal_a[e], crystal_b[e]
+        centre_mm = tof_centre_mm[tof_bin[e]]
+        ray = lay_ray(ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz)
+        if ray[0] <= 0:
+            out[e] = -1
+            continue
+        ax, ay, az = ends[a, 0], ends[a, 1], ends[a, 2]
+        dx, dy, dz = ends[b, 0] - ax, ends[b, 1] - ay, ends[b, 2] - az
+        mm_x, mm_y, mm_z = dx * voxel_mm[0], dy * voxel_mm[1], dz * voxel_mm[2]
+        share = 0.5 + centre_mm / math.sqrt(mm_x * mm_x + mm_y * mm_y + mm_z * mm_z)
+        # Held inside the image: the nearest point of a box moves no voxel of it further away.
+        x = int(min(max(ax + share * dx, 0.0), nx - 1.0))
+        y = int(min(max(ay + share * dy, 0.0), ny - 1.0))
+        z = int(min(max(az + share * dz, 0.0), nz - 1.0))
+        task = (y // task_size) * tasks_z + z // task_size
+        block = (x // block_size * per_task + y % task_size // block_size) * per_task
+        block += z % task_size // block_size
+        inner = block * 3 + principal_axis(dx, dy, dz)
+        if n_parts:
+            inner += task * n_inner
+            out[e] = (a + b) % n_parts * n_tasks * n_inner + inner
+        else:
+            out[e] = task * n_inner + inner
+
+
+@njit(cache=True, nogil=True)
+def place_events(
+    bucket, cursor, crystal_a, crystal_b, tof_bin, additive, out_a, out_b, out_bin, out_additive
+):
+    """Copy events behind the cursor of their bucket, in their order; skip bucket -1."""
+    for e in range(bucket.size):
+        k = bucket[e]
+        if k >= 0:
+            j = cursor[k]
+            cursor[k] = j + 1
+            out_a[j] = crystal_a[e]
+            out_b[j] = crystal_b[e]
+            out_bin[j] = tof_bin[e]
+            out_additive[j] = additive[e]
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def gather_plane(image, j, stride_u, stride_v, fu, fv):
+    """Interpolate the image between four voxels."""
+    low = image[j] + fv * (image[j + stride_v] - image[j])
+    j += stride_u
+    high = image[j] + fv * (image[j + stride_v] - image[j])
+    return low + fu * (high - low)
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def gather(image, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv):
+    """Sum the image along a walked ray."""
+    total = table.dtype.type(0)
+    if stride_v == 1:  # a stride known to the compiler: neighbours come in one load
+        for k in range(n):
+            w = table[entry[k]]
+            total += w * gather_plane(image, index[k], stride_u, 1, fu[k], fv[k])
+    else:
+        for k in range(n):
+            w = table[entry[k]]
+            total += w * gather_plane(image, index[k], stride_u, stride_v, fu[k], fv[k])
+    return total * step_mm
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def spread_plane(image, j, stride_u, stride_v, fu, fv, w):
+    """Share a weight between four voxels."""
+    high = w * fu
+    low = w - high
+    high_v = high * fv
+    low_v = low * fv
+    image[j] += low - low_v
+    image[j + stride_v] += low_v
+    j += stride_u
+    image[j] += high - high_v
+    image[j + stride_v] += high_v
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def spread(image, value, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv):
+    """Add ``value`` to the image along a walked ray: the transpose of ``gather``."""
+    value = value * step_mm
+    if stride_v == 1:
+        for k in range(n):
+            w = value * table[entry[k]]
+            spread_plane(image, index[k], stride_u, 1, fu[k], fv[k], w)
+    else:
+        for k in range(n):
+            w = value * table[entry[k]]
+            spread_plane(image, index[k], stride_u, stride_v, fu[k], fv[k], w)
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def forward(
+    image, shape, ends, voxel_mm, crystal_a, crystal_b, tof_bin, tof_centre_mm, table, per_mm,
+    reach_mm, start, stop, out,
+):  # fmt: skip
+    """Project the image along events ``[start, stop)`` into ``out``."""
+    nx, ny, nz = shape
+    n_max = max(nx, ny, nz)
+    index, entry = np.empty(n_max, np.int32), np.empty(n_max, np.int32)
+    fu, fv = np.empty(n_max, table.dtype), np.empty(n_max, table.dtype)
+    for e in range(start, stop):
+        n, stride_u, stride_v, step_mm = walk(
+            ends, crystal_a[e], crystal_b[e], voxel_mm, tof_centre_mm[tof_bin[e]], table,
+            per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv,
+        )  # fmt: skip
+        out[e] = gather(image, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv)
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def back(
+    image, shape, ends, voxel_mm, crystal_a, crystal_b, tof_bin, tof_centre_mm, table, per_mm,
+    reach_mm, start, stop, values,
+):  # fmt: skip
+    """Add the values of events ``[start, stop)`` to the image along their rays."""
+    nx, ny, nz = shape
+    n_max = max(nx, ny, nz)
+    index, entry = np.empty(n_max, np.int32), np.empty(n_max, np.int32)
+    fu, fv = np.empty(n_max, table.dtype), np.empty(n_max, table.dtype)
+    for e in range(start, stop):
+        n, stride_u, stride_v, step_mm = walk(
+            ends, crystal_a[e], crystal_b[e], voxel_mm, tof_centre_mm[tof_bin[e]], table,
+            per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv,
+        )  # fmt: skip
+        spread(image, values[e], table, n, stride_u, stride_v, step_mm, index, entry, fu, fv)
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def update(
+    image, correction, shape, ends, voxel_mm, crystal_a, crystal_b, tof_bin, additive,
+    tof_centre_mm, table, per_mm, reach_mm, start, stop,
+):  # fmt: skip
+    """Project, take the ratio and project back, event by event.
+
+    Returns
+    -------
+    int
+        Events that neither the image nor the additive term can explain; they are left out.
+    """
+    nx, ny, nz = shape
+    n_max = max(nx, ny, nz)
+    index, entry = np.empty(n_max, np.int32), np.empty(n_max, np.int32)
+    fu, fv = np.empty(n_max, table.dtype), np.empty(n_max, table.dtype)
+    one = table.dtype.type(1)
+    n_unexplained = 0
+    for e in range(start, stop):
+        n, stride_u, stride_v, step_mm = walk(
+            ends, crystal_a[e], crystal_b[e], voxel_mm, tof_centre_mm[tof_bin[e]], table,
+            per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv,
+        )  # fmt: skip
+        expected = additive[e] + gather(
+            image, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv
+        )
+        if expected > LEAST_EXPECTED:
+            spread(
+                correction, one / expected, table, n, stride_u, stride_v, step_mm, index,
+                entry, fu, fv,
+            )  # fmt: skip
+        else:
+            n_unexplained += 1
+    return n_unexplained
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def pair_efficiency(crystal_a, crystal_b, position, normal, crystal_weight, depth, scale, out):
+    """Write the efficiency of each pair; see ``recon.corrections.normalisation``."""
+    for e in range(crystal_a.size):
+        a, b = crystal_a[e], crystal_b[e]
+        out[e] = scale * one_efficiency(a, b, position, normal, crystal_weight, depth)
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def one_efficiency(a, b, position, normal, crystal_weight, depth):
+    """Give étendue over area squared, stopping and crystal weights of one pair."""
+    dx = np.float64(position[b, 0]) - position[a, 0]
+    dy = np.float64(position[b, 1]) - position[a, 1]
+    dz = np.float64(position[b, 2]) - position[a, 2]
+    r2 = dx * dx + dy * dy + dz * dz
+    r = math.sqrt(r2)
+    cos_a = abs(dx * normal[a, 0] + dy * normal[a, 1] + dz * normal[a, 2]) / r
+    cos_b = abs(dx * normal[b, 0] + dy * normal[b, 1] + dz * normal[b, 2]) / r
+    cos_a, cos_b = max(cos_a, 1e-6), max(cos_b, 1e-6)
+    stop_a, stop_b = 1.0 - math.exp(-depth / cos_a), 1.0 - math.exp(-depth / cos_b)
+    return crystal_weight[a] * crystal_weight[b] * cos_a * cos_b * stop_a * stop_b / r2
+
+
+@njit(cache=True, nogil=True)
+def draw_pairs(
+    first,
+    shift,
+    step,
+    row_low,
+    row_count,
+    fan_start,
+    fan,
+    n_around,
+    crystal_a,
+    crystal_b,
+    weight,
+):
+    """Draw accepted crystal pairs by a Kronecker sequence, with the inverse of their density.
+
+    Crystals are numbered ``row * n_around + place``. Row ``r`` coincides with ``row_count[r]``
+    rows from ``row_low[r]`` on; place ``p`` with the places in ``fan[fan_start[p]:
+    fan_start[p + 1]]``.
+    """
+    n_rows = row_low.size
+    u = np.empty(4)
+    for i in range(crystal_a.size):
+        for k in range(4):
+            x = shift[k] + (first + i) * step[k]
+            u[k] = x - math.floor(x)
+        row = min(int(u[0] * n_rows), n_rows - 1)
+        n_other = row_count[row]
+        other = row_low[row] + min(int(u[1] * n_other), n_other - 1)
+        place = min(int(u[2] * n_around), n_around - 1)
+        n_fan = fan_start[place + 1] - fan_start[place]
+        if n_fan == 0:
+            crystal_a[i], crystal_b[i], weight[i] = 0, 1, 0.0
+            continue
+        across = fan[fan_start[place] + min(int(u[3] * n_fan), n_fan - 1)]
+        crystal_a[i] = row * n_around + place
+        crystal_b[i] = other * n_around + across
+        weight[i] = float(n_rows) * n_other * n_around * n_fan
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def convolve(values, taps, axis, start, stop, out):
+    """Convolve a volume along one axis with a symmetric kernel; zero lies outside.
+
+    ``taps[0]`` is the middle. Rows ``[start, stop)`` are written: along x, or along y where
+    the axis is x. The inner loop runs along z, where memory is contiguous.
+    """
+    nx, ny, nz = values.shape
+    reach = taps.size - 1
+    for row in range(start, stop):
+        for other in range(nx if axis == 0 else ny):
+            x, y = (other, row) if axis == 0 else (row, other)
+            for z in range(nz):
+                out[x, y, z] = taps[0] * values[x, y, z]
+            for k in range(1, reach + 1):
+                t = taps[k]
+                if axis == 0:
+                    if x >= k:
+                        for z in range(nz):
+                            out[x, y, z] += t * values[x - k, y, z]
+                    if x + k < nx:
+                        for z in range(nz):
+                            out[x, y, z] += t * values[x + k, y, z]
+                elif axis == 1:
+                    if y >= k:
+                        for z in range(nz):
+                            out[x, y, z] += t * values[x, y - k, z]
+                    if y + k < ny:
+                        for z in range(nz):
+                            out[x, y, z] += t * values[x, y + k, z]
+                else:
+                    for z in range(k, nz):
+                        out[x, y, z] += t * values[x, y, z - k]
+                    for z in range(nz - k):
+                        out[x, y, z] += t * values[x, y, z + k]

@@ -1,0 +1,196 @@
+"""Events of the chosen windows, split into subsets and ordered in space."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from listmode.events import EventBatch
+from listmode.progress import SILENT, Progress
+from listmode.source import Listmode
+from listmode.windows import Windows
+from recon import _kernels
+from recon.projector import TaskPlan, check_events
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+CHUNK = 1 << 21
+BYTES_PER_EVENT = 14
+MEMORY_BYTES = 400 << 20  # more events than fit here are spilled to a file
+
+
+class AdditivePerEvent(Protocol):
+    """Gives the additive term ``c_e`` of a batch: counts over ``D n_e a_e``."""
+
+    def __call__(self, batch: EventBatch) -> F32:
+        """Return shape (n_events,), float32, Bq/mL mm."""
+
+
+@dataclass(eq=False)
+class EventsStore:
+    """Events by subset, task and block, each bucket in order of time.
+
+    The order depends on the events and the plan alone: neither on threads nor on how the file
+    was read, nor on whether the windows were cut out of a longer file.
+
+    Parameters
+    ----------
+    plan
+        How events are grouped in space.
+    n_subsets
+        Event number ``k`` of the union belongs to subset ``k % n_subsets``.
+    crystal_a, crystal_b, tof_bin, additive
+        Columns of all subsets. Shape (n_stored,).
+    offset
+        First event of each bucket, subset by subset. Shape (n_subsets, n_buckets + 1), int64.
+    n_events
+        Events of the union.
+    n_outside
+        Events whose ray or TOF bin misses the image; they are not stored.
+    folder
+        Temporary folder of spilled columns.
+    """
+
+    plan: TaskPlan
+    n_subsets: int
+    crystal_a: NDArray[np.uint32]
+    crystal_b: NDArray[np.uint32]
+    tof_bin: NDArray[np.int16]
+    additive: F32
+    offset: I64
+    n_events: int
+    n_outside: int
+    folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def task_ranges(self, subset: int) -> I64:
+        """Give each task's slice of the columns for one subset. Shape (n_tasks, 2)."""
+        return self.plan.task_ranges(self.offset[subset])
+
+    def close(self) -> None:
+        """Give memory and temporary files back."""
+        del self.crystal_a, self.crystal_b, self.tof_bin, self.additive
+        if self.folder is not None:
+            self.folder.cleanup()
+
+    def __enter__(self) -> EventsStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def store_events(
+    listmode: Listmode,
+    windows: Windows,
+    plan: TaskPlan,
+    *,
+    n_subsets: int = 1,
+    additive: AdditivePerEvent | None = None,
+    threads: int = 2,
+    memory_bytes: int = MEMORY_BYTES,
+    chunk: int = CHUNK,
+    progress: Progress = SILENT,
+) -> EventsStore:
+    """Read the events of a union of windows and order them in space.
+
+    The file is read twice: to count the events of each bucket, and to put them there. So the
+    memory needed does not grow with the scan beyond ``memory_bytes``.
+
+    Parameters
+    ----------
+    plan
+        How events are grouped in space.
+    n_subsets
+        Subsets, balanced in time.
+    additive
+        Gives ``c_e`` of a batch; zero if ``None``.
+    memory_bytes
+        Columns larger than this go to a temporary file.
+    chunk
+        Events read at a time.
+
+    Raises
+    ------
+    InputError
+        If a window reaches outside the scan or an event is not of the scanner.
+    """
+    n_events = listmode.count(windows)
+    n_keys = n_subsets * plan.n_buckets
+    counts = np.zeros(n_keys, np.int64)
+    n_outside = 0
+    with progress.stage("sorting events", 2 * n_events) as stage:
+        for _, key in _keyed(listmode, windows, plan, n_subsets, threads, chunk):
+            inside = key[key >= 0]
+            counts += np.bincount(inside, minlength=n_keys)
+            n_outside += key.size - inside.size
+            stage.advance(key.size)
+        first = np.concatenate(([0], np.cumsum(counts)))
+        folder, columns = _columns(int(first[-1]), memory_bytes)
+        cursor = first[:-1].copy()
+        for batch, key in _keyed(listmode, windows, plan, n_subsets, threads, chunk):
+            term = np.zeros(len(batch), np.float32) if additive is None else additive(batch)
+            _kernels.place_events(
+                key, cursor, batch.crystal_a, batch.crystal_b, batch.tof_bin, term, *columns
+            )
+            stage.advance(key.size)
+    rows = np.arange(n_subsets)[:, None] * plan.n_buckets + np.arange(plan.n_buckets + 1)
+    for column in columns:
+        column.setflags(write=False)
+    return EventsStore(
+        plan,
+        n_subsets,
+        columns[0],
+        columns[1],
+        columns[2],
+        columns[3],
+        first[rows],
+        n_events,
+        n_outside,
+        folder,
+    )
+
+
+def _keyed(
+    listmode: Listmode,
+    windows: Windows,
+    plan: TaskPlan,
+    n_subsets: int,
+    threads: int,
+    chunk: int,
+) -> Iterator[tuple[EventBatch, NDArray[np.int32]]]:
+    """Yield batches with each event's subset and bucket as one number, -1 outside."""
+    number = 0
+    for batch in listmode.events(windows, chunk=chunk):
+        check_events(listmode.scanner, batch)
+        bucket = plan.bucket(batch, threads)
+        subset = (number + np.arange(len(batch))) % n_subsets
+        key = np.where(bucket < 0, -1, subset * plan.n_buckets + bucket).astype(np.int32)
+        number += len(batch)
+        yield batch, key
+
+
+def _columns(
+    n: int, memory_bytes: int
+) -> tuple[tempfile.TemporaryDirectory[str] | None, Sequence[NDArray[Any]]]:
+    """Make room for n events, in memory or in a temporary folder."""
+    types = (np.uint32, np.uint32, np.int16, np.float32)
+    if n * BYTES_PER_EVENT <= memory_bytes:
+        return None, [np.empty(n, t) for t in types]
+    folder = tempfile.TemporaryDirectory(prefix="stillpet-", ignore_cleanup_errors=True)
+    return folder, [
+        np.memmap(Path(folder.name) / f"column{k}", t, "w+", shape=(n,)).view(np.ndarray)
+        for k, t in enumerate(types)
+    ]

@@ -1,0 +1,99 @@
+"""Events ordered in space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from listmode.events import EventBatch
+from listmode.memory import MemoryListmode
+from listmode.scanner import TofModel
+from listmode.source import ScanProtocol
+from listmode.windows import Windows
+from recon.events_store import EventsStore, store_events
+from recon.image import Grid
+from recon.projector import RayModel, TaskPlan
+from tests.oracles import small_scanner, some_events
+
+GRID = Grid.centred((40, 40, 40), 3.0)
+
+
+def _scan() -> MemoryListmode:
+    scanner = small_scanner(tof=TofModel(33, 40.0, 60.0))
+    events = some_events(scanner, 5000, 4)
+    return MemoryListmode(
+        scanner, ScanProtocol(), events, np.linspace(0, len(events), 51).astype(np.int64)
+    )
+
+
+def _plan(scan: MemoryListmode, tof: bool = True) -> TaskPlan:
+    return TaskPlan(RayModel.make(GRID, scan.scanner, tof=tof))
+
+
+def _columns(store: EventsStore) -> list[np.ndarray[tuple[int], np.dtype[np.generic]]]:
+    return [store.crystal_a, store.crystal_b, store.tof_bin, store.additive, store.offset]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("tof", [True, False])
+def test_every_event_is_stored_once_in_its_subset_and_bucket(tof: bool) -> None:
+    scan = _scan()
+    plan = _plan(scan, tof)
+
+    def mark(batch: EventBatch) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        return np.arange(len(batch), dtype=np.float32)  # one batch: the event's number
+
+    with store_events(scan, scan.extent, plan, n_subsets=3, additive=mark) as store:
+        number = store.additive.astype(int)
+        assert store.n_events == 5000
+        assert number.size == 5000 - store.n_outside
+        assert np.unique(number).size == number.size
+        bucket = plan.bucket(scan.prompts, 1)
+        assert (bucket < 0).sum() == store.n_outside
+        for subset in range(3):
+            ranges = store.task_ranges(subset)
+            for task, (start, stop) in enumerate(ranges.tolist()):
+                part = number[start:stop]
+                assert (part % 3 == subset).all()
+                size = plan.n_buckets // plan.n_tasks
+                assert (bucket[part] // size == task).all()
+                # Buckets ascend; within one, events keep their order of time.
+                order = np.lexsort((part, bucket[part]))
+                assert (order == np.arange(part.size)).all()
+        np.testing.assert_array_equal(store.crystal_a, scan.prompts.crystal_a[number])
+        np.testing.assert_array_equal(store.tof_bin, scan.prompts.tof_bin[number])
+
+
+@pytest.mark.parametrize("chunk", [7, 1000, 100_000])
+def test_the_order_does_not_depend_on_chunks_or_threads(chunk: int) -> None:
+    scan = _scan()
+    windows = Windows([0, 20], [15, 50])
+    with (
+        store_events(scan, windows, _plan(scan), n_subsets=4, threads=1) as one,
+        store_events(scan, windows, _plan(scan), n_subsets=4, threads=3, chunk=chunk) as two,
+    ):
+        for column, other in zip(_columns(one), _columns(two), strict=True):
+            np.testing.assert_array_equal(column, other)
+
+
+def test_events_that_do_not_fit_in_memory_go_to_a_file_that_is_removed() -> None:
+    scan = _scan()
+    with store_events(scan, scan.extent, _plan(scan)) as kept:
+        assert kept.folder is None
+        with store_events(scan, scan.extent, _plan(scan), memory_bytes=1000) as spilled:
+            assert spilled.folder is not None
+            folder = Path(spilled.folder.name)
+            assert len(list(folder.iterdir())) == 4
+            for column, other in zip(_columns(kept), _columns(spilled), strict=True):
+                np.testing.assert_array_equal(column, other)
+    assert not folder.exists()
+
+
+def test_no_event_in_the_image_leaves_an_empty_store() -> None:
+    scan = _scan()
+    far = Grid((4, 4, 4), (2.0, 2.0, 2.0), (0.0, 0.0, 5000.0))
+    with store_events(scan, scan.extent, TaskPlan(RayModel.make(far, scan.scanner))) as store:
+        assert store.n_outside == store.n_events == 5000
+        assert store.crystal_a.size == 0
