@@ -1,0 +1,1 @@
+"""What happens between the annihilation and the count: factors and additive terms."""
