@@ -1,0 +1,1 @@
+"""Hotspots: find them, measure them, classify them."""

@@ -1,0 +1,370 @@
+"""Cases: hotspots with tissue, place, context and readers' labels, ready to be classified."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from listmode.errors import InputError
+
+F64 = NDArray[np.float64]
+
+SCHEMA = "stillpet-cases-1"
+
+TISSUES = ("bone", "lymph_node")
+LOCATIONS = (
+    "thorax",
+    "spine",
+    "pelvis",
+    "lower_extremity",
+    "para_aortic",
+    "common_iliac",
+)
+_ONLY_IN = {"spine": "bone", "lower_extremity": "bone", "para_aortic": "lymph_node"}
+_ONLY_IN |= {"common_iliac": "lymph_node"}
+
+TEXTS = ("patient", "tissue", "location")
+NUMBERS = (
+    "suv_max",
+    "suv_max_se",
+    "primary_suv_max",
+    "reference_suv_max",
+    "n_lymph_node",
+    "n_bone",
+    "scan_suv_max",
+    "region_suv_mean",
+    "scan_suv_max_others",
+    "region_suv_mean_others",
+    "hu_mean",
+    "hu_max",
+    "hu_sd",
+)
+LABELS = ("reader_1", "reader_2", "malignant")
+COLUMNS = TEXTS + NUMBERS + LABELS
+REQUIRED = ("suv_max", "n_lymph_node", "n_bone", "scan_suv_max", "region_suv_mean")
+
+IMPOSSIBLE_SUV = 1000.0
+SUSPICIOUS_MEDIAN_SUV = 50.0
+
+
+@dataclass(frozen=True, eq=False)
+class Cases:
+    """A table of hotspots; NaN where a number is not known, -1 where a label is not.
+
+    Parameters
+    ----------
+    patient
+        Whose hotspot it is. Shape (n,), str.
+    tissue, location
+        From :data:`TISSUES` and :data:`LOCATIONS`. Shape (n,), str.
+    numbers
+        The columns of :data:`NUMBERS`, each of shape (n,), float64.
+    labels
+        ``reader_1``, ``reader_2`` and their consensus ``malignant``: 1, 0 or -1. Shape (n,),
+        int8.
+    notes
+        Doubts about the values, for whoever reads results.
+
+    Raises
+    ------
+    InputError
+        If there is no hotspot, columns differ in length, a tissue or location is unknown, a
+        required number is missing, negative or not finite, or an SUV is impossible.
+    """
+
+    patient: NDArray[np.str_]
+    tissue: NDArray[np.str_]
+    location: NDArray[np.str_]
+    numbers: Mapping[str, F64]
+    labels: Mapping[str, NDArray[np.int8]]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.patient)
+        if not n:
+            raise InputError(
+                "a table of cases needs at least one hotspot, but it is empty; check what "
+                "the segmentation found"
+            )
+        numbers = {
+            name: np.array(self.numbers.get(name, np.full(n, np.nan)), dtype=np.float64)
+            for name in NUMBERS
+        }
+        labels = {
+            name: np.array(self.labels.get(name, np.full(n, -1)), dtype=np.int8)
+            for name in LABELS
+        }
+        columns: dict[str, NDArray[Any]] = {**numbers, **labels}
+        columns |= {"tissue": self.tissue, "location": self.location}
+        for name, column in columns.items():
+            if column.shape != (n,):
+                raise InputError(
+                    f"each column must have one value a hotspot ({n}), but {name} has shape "
+                    f"{column.shape}; correct the table"
+                )
+            column.setflags(write=False)
+        object.__setattr__(self, "numbers", numbers)
+        object.__setattr__(self, "labels", labels)
+        _check_places(self.tissue, self.location)
+        _check_numbers(numbers)
+        _check_labels(labels)
+        object.__setattr__(self, "notes", (*self.notes, *_doubts(numbers)))
+
+    def __len__(self) -> int:
+        return len(self.patient)
+
+    @property
+    def malignant(self) -> NDArray[np.int8]:
+        """Consensus label. Shape (n,), int8."""
+        return self.labels["malignant"]
+
+    @property
+    def n_patients(self) -> int:
+        """Number of patients."""
+        return len(np.unique(self.patient))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the table as CSV."""
+        return hashlib.sha256(self.to_csv().encode()).hexdigest()
+
+    def take(self, rows: ArrayLike) -> Cases:
+        """Return some rows, in the order given (a mask or numbers of rows)."""
+        pick = np.asarray(rows)
+        return Cases(
+            self.patient[pick],
+            self.tissue[pick],
+            self.location[pick],
+            {name: column[pick] for name, column in self.numbers.items()},
+            {name: column[pick] for name, column in self.labels.items()},
+        )
+
+    def with_numbers(self, **columns: ArrayLike) -> Cases:
+        """Return the table with some numbers replaced (controls, what-if questions)."""
+        numbers = {**self.numbers}
+        numbers |= {name: np.asarray(column, np.float64) for name, column in columns.items()}
+        return Cases(self.patient, self.tissue, self.location, numbers, self.labels)
+
+    def with_malignant(self, malignant: ArrayLike) -> Cases:
+        """Return the table with other consensus labels."""
+        labels = {**self.labels, "malignant": np.asarray(malignant, dtype=np.int8)}
+        return Cases(self.patient, self.tissue, self.location, self.numbers, labels)
+
+    def to_csv(self) -> str:
+        """Write the table as CSV text; unknown values are empty cells."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for i in range(len(self)):
+            writer.writerow(
+                [
+                    *(getattr(self, name)[i] for name in TEXTS),
+                    *(_number_cell(self.numbers[name][i]) for name in NUMBERS),
+                    *(
+                        "" if self.labels[name][i] < 0 else self.labels[name][i]
+                        for name in LABELS
+                    ),
+                ]
+            )
+        return out.getvalue()
+
+    @classmethod
+    def from_csv(cls, text: str, name: str = "table") -> Cases:
+        """Read what :meth:`to_csv` wrote; columns may come in any order.
+
+        Raises
+        ------
+        InputError
+            If columns are missing or unknown, or a value cannot be used.
+        """
+        reader = csv.DictReader(io.StringIO(text))
+        found = tuple(reader.fieldnames or ())
+        missing, extra = set(COLUMNS) - set(found), set(found) - set(COLUMNS)
+        if missing or extra:
+            raise InputError(
+                f"{name} must have the columns of {SCHEMA}, but it lacks {_listed(missing)} "
+                f"and has {_listed(extra)} more; see docs/classifier.md for the columns"
+            )
+        rows = list(reader)
+        numbers = {c: _parse(rows, c, float, math.nan, name) for c in NUMBERS}
+        labels = {c: _parse(rows, c, int, -1, name) for c in LABELS}
+        patient, tissue, location = (
+            np.array([row[c] or "" for row in rows], dtype=np.str_) for c in TEXTS
+        )
+        return cls(
+            patient,
+            tissue,
+            location,
+            {c: np.array(column, dtype=np.float64) for c, column in numbers.items()},
+            {c: np.array(column, dtype=np.int8) for c, column in labels.items()},
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(str(name) for name in names)) or "none"
+
+
+def _number_cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _parse(
+    rows: Sequence[Mapping[str, str | None]], column: str, kind: type, unknown: float, name: str
+) -> list[Any]:
+    values = []
+    for line, row in enumerate(rows, start=2):
+        text = row[column]
+        try:
+            values.append(kind(text) if text else unknown)
+        except ValueError:
+            raise InputError(
+                f"{name}, line {line}: {column} must hold a number, but it holds {text!r}; "
+                "correct that cell or leave it empty"
+            ) from None
+    return values
+
+
+def _check_places(tissue: NDArray[np.str_], location: NDArray[np.str_]) -> None:
+    for what, column, known in (
+        ("tissue", tissue, TISSUES),
+        ("location", location, LOCATIONS),
+    ):
+        if unknown := set(column.tolist()) - set(known):
+            raise InputError(
+                f"a {what} must be one of {', '.join(known)}, but the table has "
+                f"{_listed(unknown)}; rename it"
+            )
+    for place, only in _ONLY_IN.items():
+        if (wrong := (location == place) & (tissue != only)).any():
+            raise InputError(
+                f"only a {only} lies in {place}, but row {int(np.argmax(wrong))} is a "
+                f"{tissue[np.argmax(wrong)]} there; correct its tissue or location"
+            )
+
+
+def _check_numbers(numbers: Mapping[str, F64]) -> None:
+    for name in REQUIRED:
+        if (bad := ~np.isfinite(numbers[name])).any():
+            raise InputError(
+                f"{name} must be a finite number, but row {int(np.argmax(bad))} holds "
+                f"{numbers[name][np.argmax(bad)]}; measure it or leave the hotspot out"
+            )
+    for name, column in numbers.items():
+        if name.startswith("hu_"):
+            continue
+        if (bad := (column < 0.0) | np.isinf(column)).any():
+            raise InputError(
+                f"{name} must not be negative or infinite, but row {int(np.argmax(bad))} holds "
+                f"{column[np.argmax(bad)]:g}; correct it"
+            )
+    top = float(numbers["suv_max"].max())
+    if top > IMPOSSIBLE_SUV:
+        raise InputError(
+            f"suv_max must be a body-weight SUV (g/mL), but its highest is {top:g} and looks "
+            "like Bq/mL; divide by the injected activity per gram"
+        )
+
+
+def _check_labels(labels: Mapping[str, NDArray[np.int8]]) -> None:
+    for name, column in labels.items():
+        if bad := set(column.tolist()) - {-1, 0, 1}:
+            raise InputError(
+                f"{name} must be 1 (malignant), 0 (benign) or empty, but it holds "
+                f"{_listed(map(str, bad))}; recode it"
+            )
+
+
+def _doubts(numbers: Mapping[str, F64]) -> tuple[str, ...]:
+    median = float(np.median(numbers["suv_max"]))
+    if median <= SUSPICIOUS_MEDIAN_SUV:
+        return ()
+    return (
+        f"the median of suv_max is {median:.3g}: as body-weight SUV that is rare, as kBq/mL it "
+        "is common; check the unit",
+    )
+
+
+def add_context(
+    *,
+    patient: ArrayLike,
+    tissue: ArrayLike,
+    location: ArrayLike,
+    suv_max: ArrayLike,
+    primary_suv_max: ArrayLike,
+    reference_suv_max: ArrayLike,
+    labels: Mapping[str, ArrayLike] | None = None,
+    **more: ArrayLike,
+) -> Cases:
+    """Make cases from all hotspots of each patient: count, and compare each with the others.
+
+    Parameters
+    ----------
+    patient, tissue, location
+        Shape (n,), str.
+    suv_max
+        SUVmax of the hotspot. Shape (n,), g/mL.
+    primary_suv_max
+        SUVmax of the patient's primary tumour, NaN if there is none. Shape (n,), g/mL.
+    reference_suv_max
+        SUVmax of the same place in health (other side, next vertebra), NaN if not found.
+        Shape (n,), g/mL.
+    labels
+        Of :data:`LABELS`, those that are known.
+    more
+        Further columns of :data:`NUMBERS`.
+
+    Returns
+    -------
+    Cases
+        With ``n_lymph_node`` and ``n_bone`` (hotspots of the patient in lymph nodes and in
+        bone), ``scan_suv_max`` (highest SUVmax over all of the patient's hotspots),
+        ``region_suv_mean`` (mean SUVmax of the patient's hotspots at this location), and the
+        last two once more without the hotspot itself (``..._others``; NaN if it is the only
+        one).
+
+    Raises
+    ------
+    InputError
+        As :class:`Cases`.
+    """
+    who = np.asarray(patient, dtype=np.str_)
+    what = np.asarray(tissue, dtype=np.str_)
+    where = np.asarray(location, dtype=np.str_)
+    suv = np.asarray(suv_max, dtype=np.float64)
+    n = len(who)
+    columns = {name: np.full(n, np.nan) for name in NUMBERS[4:10]}
+    for one in np.unique(who):
+        mine = np.flatnonzero(who == one)
+        columns["n_lymph_node"][mine] = (what[mine] == "lymph_node").sum()
+        columns["n_bone"][mine] = (what[mine] == "bone").sum()
+        columns["scan_suv_max"][mine] = suv[mine].max()
+        for i in mine:
+            others = mine[mine != i]
+            here = mine[where[mine] == where[i]]
+            columns["region_suv_mean"][i] = suv[here].mean()
+            if others.size:
+                columns["scan_suv_max_others"][i] = suv[others].max()
+            if here.size > 1:
+                columns["region_suv_mean_others"][i] = suv[here[here != i]].mean()
+    numbers = {
+        **columns,
+        "suv_max": suv,
+        "primary_suv_max": np.asarray(primary_suv_max, dtype=np.float64),
+        "reference_suv_max": np.asarray(reference_suv_max, dtype=np.float64),
+        **{name: np.asarray(column, dtype=np.float64) for name, column in more.items()},
+    }
+    return Cases(
+        who,
+        what,
+        where,
+        numbers,
+        {name: np.asarray(column, dtype=np.int8) for name, column in (labels or {}).items()},
+    )

@@ -1,0 +1,156 @@
+"""From a patient's measured hotspots to cases with context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from listmode.errors import InputError
+from recon.hotspots.cases import Cases, add_context
+from recon.hotspots.features import CtFeatures, HotspotTable
+from recon.hotspots.places import Place, place_of, plain_name
+from recon.hotspots.symmetry import Reference
+
+PRIMARY = frozenset({"prostate", "primary", "primary_tumour", "primary_tumor"})
+
+
+@dataclass(frozen=True)
+class Described:
+    """Cases of one patient, and what was left out.
+
+    Parameters
+    ----------
+    cases
+        One row a hotspot in bone or lymph node.
+    hotspot_id
+        The hotspot of each case in the measured table.
+    places
+        Where each case is, with vertebra or rib and side as far as names tell.
+    left_out
+        Hotspot and reason of every other one.
+    """
+
+    cases: Cases
+    hotspot_id: tuple[int, ...]
+    places: tuple[Place, ...]
+    left_out: tuple[tuple[int, str], ...]
+
+
+def describe_patient(
+    table: HotspotTable,
+    references: Sequence[Reference],
+    *,
+    patient: str,
+    primary: Collection[str] = PRIMARY,
+    primary_suv_max: float | None = None,
+    suv_max_se: Sequence[float] | None = None,
+    ct: Sequence[CtFeatures] | None = None,
+) -> Described:
+    """Make the cases of one patient from measured hotspots.
+
+    The hottest hotspot in a region that ``primary`` names is the primary tumour; it gives a
+    feature and is no case itself. Physiological uptake, and hotspots whose region names neither
+    bone nor lymph node, are left out and listed.
+
+    Parameters
+    ----------
+    table
+        Of one patient, in SUV.
+    references
+        From :func:`~recon.hotspots.symmetry.reference_uptake` on an SUV volume, one a row.
+    patient
+        A code for the patient, never a name.
+    primary
+        Names of regions that hold the primary tumour.
+    primary_suv_max
+        Its SUVmax if it is known otherwise.
+    suv_max_se
+        Standard error of each row's SUVmax, if the reconstruction gives one.
+    ct
+        From :func:`~recon.hotspots.features.measure_ct`, one a row.
+
+    Raises
+    ------
+    InputError
+        If there is not one reference a row, SUV is unknown, or no hotspot is in bone or lymph
+        node.
+    """
+    if len(references) != len(table):
+        raise InputError(
+            f"each hotspot needs one reference, but there are {len(references)} for "
+            f"{len(table)} hotspots; measure both from one segmentation"
+        )
+    if any(math.isnan(row.suv_max) for row in table):
+        raise InputError(
+            "cases are described in SUV, but the SUV of this table is unknown; give injected "
+            "activity and weight"
+        )
+    unknown = CtFeatures(math.nan, math.nan, math.nan)
+    hu = [unknown] * len(table) if ct is None else list(ct)
+    errors = [math.nan] * len(table) if suv_max_se is None else list(suv_max_se)
+    kept, left_out = [], []
+    main = [r.suv_max for r in table if plain_name(r.label) in primary]
+    for k, row in enumerate(table):
+        place = place_of(row.label)
+        if row.is_physiological:
+            left_out.append((row.id, "physiological"))
+        elif plain_name(row.label) in primary:
+            left_out.append((row.id, "primary tumour"))
+        elif not place.tissue:
+            left_out.append(
+                (row.id, f"neither bone nor lymph node: {row.label or 'no region'}")
+            )
+        else:
+            kept.append((k, row, place))
+    if not kept:
+        raise InputError(
+            "a patient needs a hotspot in bone or lymph node, but all "
+            f"{len(table)} are elsewhere; check the label map's names"
+        )
+    if primary_suv_max is None:
+        primary_suv_max = max(main, default=math.nan)
+    cases = add_context(
+        patient=[patient] * len(kept),
+        tissue=[place.tissue for _, _, place in kept],
+        location=[place.location for _, _, place in kept],
+        suv_max=[row.suv_max for _, row, _ in kept],
+        primary_suv_max=np.full(len(kept), primary_suv_max),
+        reference_suv_max=[references[k].value for k, _, _ in kept],
+        suv_max_se=[errors[k] for k, _, _ in kept],
+        hu_mean=[hu[k].hu_mean for k, _, _ in kept],
+        hu_max=[hu[k].hu_max for k, _, _ in kept],
+        hu_sd=[hu[k].hu_sd for k, _, _ in kept],
+    )
+    return Described(
+        cases,
+        tuple(row.id for _, row, _ in kept),
+        tuple(place for _, _, place in kept),
+        tuple(left_out),
+    )
+
+
+def join_patients(patients: Sequence[Cases]) -> Cases:
+    """Put the cases of several patients into one table.
+
+    Raises
+    ------
+    InputError
+        If there is no patient, or one code stands for two.
+    """
+    codes = [code for cases in patients for code in np.unique(cases.patient).tolist()]
+    if not codes or len(set(codes)) < len(codes):
+        raise InputError(
+            "each patient needs a code of his own, but the codes are "
+            f"{', '.join(codes) or 'none'}; rename them"
+        )
+    first = patients[0]
+    return Cases(
+        np.concatenate([c.patient for c in patients]),
+        np.concatenate([c.tissue for c in patients]),
+        np.concatenate([c.location for c in patients]),
+        {n: np.concatenate([c.numbers[n] for c in patients]) for n in first.numbers},
+        {n: np.concatenate([c.labels[n] for c in patients]) for n in first.labels},
+    )
