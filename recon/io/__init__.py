@@ -1,0 +1,1 @@
+"""Image files: the only place where the scanner frame meets RAS+."""

@@ -1,0 +1,86 @@
+"""Cohort settings, tables of cases and classifier models as files."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+from listmode.errors import InputError
+from recon.hotspots.cases import Cases
+from recon.hotspots.classify import Classifier
+from recon.hotspots.cohort import CohortSettings
+from recon.io import files, tables
+
+
+def load_cohort_settings(path: Path | None = None) -> CohortSettings:
+    """Read cohort settings; without a path those that come with stillpet.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is not TOML or not a cohort file.
+    """
+    if path is None:
+        text = (resources.files("recon") / "hotspots" / "cohort.toml").read_text("utf-8")
+    else:
+        text = tables.load_text(path)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(
+            f"a cohort file must be TOML, but it is not: {error}; correct it"
+        ) from None
+    return CohortSettings.from_table(table)
+
+
+def save_cases(path: Path, cases: Cases) -> None:
+    """Write a table of cases as CSV.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    files.write_whole({path: cases.to_csv().encode()})
+
+
+def load_cases(path: Path) -> Cases:
+    """Read a table of cases from CSV.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or its contents cannot be used.
+    """
+    return Cases.from_csv(tables.load_text(path), path.name)
+
+
+MAX_MODEL_BYTES = 200 << 20
+
+
+def save_classifier(path: Path, classifier: Classifier) -> None:
+    """Write a classifier as JSON.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    files.write_whole({path: classifier.to_json().encode()})
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Read a classifier; nothing in the file is run.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is larger than 200 MiB, or is no classifier of this version.
+    """
+    if path.is_file() and path.stat().st_size > MAX_MODEL_BYTES:
+        raise InputError(
+            f"{path.name} must be a classifier of at most {MAX_MODEL_BYTES >> 20} MiB, but it "
+            f"has {path.stat().st_size >> 20} MiB; take the original file"
+        )
+    return Classifier.from_json(tables.load_text(path), path.name)
