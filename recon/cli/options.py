@@ -1,0 +1,166 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from listmode.errors import InputError
+
+RESEARCH = "For research. Not a medical device."
+
+ScanFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        help="A listmode file: stillpet HDF5, PETSIRD, or Siemens 32-bit (the .hdr header or "
+        "the data file beside it).",
+        show_default=False,
+    ),
+]
+OutDir = Annotated[
+    Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for what is written.")
+]
+KeepIn = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--out",
+        metavar="DIR",
+        help="Folder in which to keep the result as JSON as well.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on standard output, nothing else."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads; all cores if not given. The result has the same bits at any number.",
+        show_default=False,
+    ),
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        metavar="FILE.toml",
+        help="Settings of all stages, one TOML table each; options given here win over it.",
+        show_default=False,
+    ),
+]
+WindowsText = Annotated[
+    str | None,
+    typer.Option(
+        "--windows",
+        metavar="A-B,C-D",
+        help="Use these windows: seconds from the stream's tick zero, any union, for example "
+        "'0-120,600-1200'.",
+        show_default=False,
+    ),
+]
+MuFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--mu",
+        metavar="FILE.nii.gz",
+        help="Attenuation map in 1/cm at 511 keV, as NIfTI in the scanner's frame. Without "
+        "it nothing is corrected for attenuation or scatter.",
+        show_default=False,
+    ),
+]
+MuTime = Annotated[
+    float | None,
+    typer.Option(
+        "--mu-time",
+        metavar="SECONDS",
+        help="Scan time whose pose the mu-map shows (0 for a CT just before the scan): the map "
+        "then follows the patient into the kept windows.",
+        show_default=False,
+    ),
+]
+LabelsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE.nii.gz",
+        help="Label map (NIfTI); the names of its numbers in FILE.tsv beside it, with the "
+        "columns label, name, physiological.",
+        show_default=False,
+    ),
+]
+VoxelMm = Annotated[
+    float | None, typer.Option("--voxel-mm", help="Voxel size, mm.", show_default="3.3")
+]
+Iterations = Annotated[
+    int | None, typer.Option("--iterations", min=1, help="OSEM iterations.", show_default=False)
+]
+Subsets = Annotated[
+    int | None, typer.Option("--subsets", min=1, help="OSEM subsets.", show_default=False)
+]
+PsfMm = Annotated[
+    float | None,
+    typer.Option(
+        "--psf-mm", min=0.0, help="FWHM of the resolution model, mm; 0 for none.",
+        show_default=False,
+    ),
+]  # fmt: skip
+FilterMm = Annotated[
+    float | None,
+    typer.Option(
+        "--filter-mm", min=0.0, help="FWHM of the Gaussian filter afterwards, mm; 0 for none.",
+        show_default=False,
+    ),
+]  # fmt: skip
+UseScatter = Annotated[
+    bool, typer.Option("--scatter/--no-scatter", help="Correct for scatter (needs --mu).")
+]
+UseRandoms = Annotated[
+    bool, typer.Option("--randoms/--no-randoms", help="Correct for randoms.")
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Keep sensitivity images here and use them again.",
+        show_default=False,
+    ),
+]
+
+
+def count_threads(threads: int | None) -> int:
+    """Give the number of threads to use: as asked, or one a core that may be used."""
+    if threads is not None:
+        return threads
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def make_folder(folder: Path) -> Path:
+    """Make the output folder, and find out early that it cannot be written to.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".stillpet-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"the output folder must be writable, but {folder.name!r} is not "
+            f"({error.strerror}); choose another with -o"
+        ) from None
+    return folder

@@ -1,0 +1,126 @@
+"""Hotspots of images and of image files, by the rules of the settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from listmode.errors import InputError
+from recon.hotspots.features import HotspotTable, measure_hotspots
+from recon.hotspots.segment import (
+    PHYSIOLOGICAL,
+    Absolute,
+    FixedSuv,
+    FractionOfMax,
+    Threshold,
+    UserMask,
+    find_hotspots,
+)
+from recon.image import Volume
+from recon.io.nifti import load_volume, resample_to
+from recon.pipeline.labels import LabelMap
+from recon.settings import HotspotSettings
+
+UNITLESS_FLOOR = 0.1  # of the largest value: seeds a hotspot where no SUV is known
+
+
+def choose_rule(
+    settings: HotspotSettings,
+    *,
+    fraction: float | None = None,
+    suv: float | None = None,
+    absolute: float | None = None,
+) -> HotspotSettings:
+    """Let one rule of the command line win over the settings.
+
+    Raises
+    ------
+    InputError
+        If more than one rule is given.
+    """
+    given: list[tuple[Any, float]] = [
+        (rule, value)
+        for rule, value in (("fraction", fraction), ("suv", suv), ("absolute", absolute))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise InputError(
+            "one rule must say where a hotspot ends, but "
+            f"{' and '.join(rule for rule, _ in given)} were given; give one of them"
+        )
+    for rule, value in given:
+        settings = replace(settings, rule=rule, threshold=value)
+    return settings
+
+
+def _threshold(settings: HotspotSettings, mask: Volume | None, volume: Volume) -> Threshold:
+    if mask is not None:
+        return UserMask(mask)
+    if settings.rule == "suv":
+        return FixedSuv(settings.threshold)
+    if settings.rule == "absolute":
+        return Absolute(settings.threshold)
+    if volume.unit == "SUV":
+        return FractionOfMax(settings.threshold, settings.floor)
+    return FractionOfMax(settings.threshold, UNITLESS_FLOOR * float(volume.values.max()))
+
+
+def measure_image(
+    volume: Volume,
+    *,
+    labels: LabelMap | None = None,
+    mask: Volume | None = None,
+    settings: HotspotSettings | None = None,
+    suv_per_bq_ml: float | None = None,
+) -> HotspotTable:
+    """Find the hotspots of an image and measure them.
+
+    Parameters
+    ----------
+    volume
+        SUV or Bq/mL.
+    labels
+        Organs, on any grid; without them no uptake is called physiological.
+    mask
+        Regions to measure instead of searching, on any grid.
+    settings
+        The rule.
+    suv_per_bq_ml
+        Factor to SUV, if known.
+    """
+    wanted = settings or HotspotSettings()
+    here = None if labels is None else labels.on(volume.grid)
+    if mask is not None:
+        mask = resample_to(mask, volume.grid)
+    segmentation = find_hotspots(
+        volume,
+        threshold=_threshold(wanted, mask, volume),
+        labels=None if here is None else here.volume,
+        label_names=None if here is None else here.names,
+        physiological=PHYSIOLOGICAL if here is None else here.physiological,
+        suv_per_bq_ml=suv_per_bq_ml,
+        min_volume_ml=wanted.min_volume_ml if volume.unit == "SUV" else 0.0,
+    )
+    return measure_hotspots(volume, segmentation, suv_per_bq_ml=suv_per_bq_ml)
+
+
+def find_in_file(
+    path: Path,
+    *,
+    labels: LabelMap | None = None,
+    mask: Volume | None = None,
+    settings: HotspotSettings | None = None,
+) -> HotspotTable:
+    """Find and measure the hotspots of an image file, in SUV where its sidecar allows."""
+    volume = load_volume(path)
+    factor = volume.provenance.get("suv_per_bq_ml")
+    if volume.unit == "Bq/mL" and isinstance(factor, float):
+        volume = Volume(volume.values * factor, volume.grid, "SUV", volume.provenance)
+    return measure_image(
+        volume,
+        labels=labels,
+        mask=mask,
+        settings=settings,
+        suv_per_bq_ml=factor if isinstance(factor, float) else None,
+    )

@@ -1,0 +1,158 @@
+"""Motion for files and reports: the analysis, its files, and the mu-map's pose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from listmode.motion import MotionResult, analyse_motion
+from listmode.progress import SILENT, Progress
+from listmode.source import Listmode
+from listmode.windows import Windows
+from recon.image import Volume
+from recon.io.tables import save_json, save_table
+from recon.settings import Settings
+
+LEAST_MU_SHIFT_MM = 1.0  # smaller shifts of the mu-map change nothing that can be seen
+
+
+def analyse(
+    listmode: Listmode,
+    *,
+    settings: Settings | None = None,
+    threads: int = 2,
+    progress: Progress = SILENT,
+) -> MotionResult:
+    """Find when and how far the patient moved and choose windows; see ``analyse_motion``."""
+    wanted = settings or Settings()
+    return analyse_motion(listmode, settings=wanted.motion, threads=threads, progress=progress)
+
+
+def motion_to_dict(
+    listmode: Listmode, motion: MotionResult, windows: Windows | None = None
+) -> dict[str, Any]:
+    """Give motion.json: changes, windows kept, time left out, clock zero, and who chose.
+
+    Parameters
+    ----------
+    listmode
+        The scan, for its clock and hash.
+    motion
+        What was found.
+    windows
+        Windows of the user's own choice; ``None`` for those of the analysis.
+    """
+    kept = windows if windows is not None else motion.selection.windows
+    return {
+        "stillpet": metadata.version("stillpet"),
+        "scan": dict(listmode.provenance),
+        "clock_zero": listmode.clock_zero,
+        "scan_s": [listmode.start_ms / 1000.0, listmode.stop_ms / 1000.0],
+        "chosen_by": "stillpet" if windows is None else "user",
+        "windows_kept_s": [[a / 1000.0, b / 1000.0] for a, b in kept],
+        **motion.to_dict(),
+    }
+
+
+def save_motion(
+    folder: Path, listmode: Listmode, motion: MotionResult, windows: Windows | None = None
+) -> None:
+    """Write motion.json and motion.tsv (the trace: one row a window).
+
+    Raises
+    ------
+    InputError
+        If a file cannot be written.
+    """
+    save_json(folder / "motion.json", motion_to_dict(listmode, motion, windows))
+    kept = windows if windows is not None else motion.selection.windows
+    trace = motion.trace
+    columns = ("start_s", "stop_s", "x_mm", "y_mm", "z_mm", "x_error_mm", "y_error_mm",
+               "z_error_mm", "n_events", "kept")  # fmt: skip
+    middle = trace.time_ms.astype(np.int64)
+    rows = zip(
+        (trace.edges_ms[:-1] / 1000.0).tolist(),
+        (trace.edges_ms[1:] / 1000.0).tolist(),
+        trace.displacement_mm.tolist(),
+        trace.standard_error_mm.tolist(),
+        trace.counts.tolist(),
+        kept.covers(middle).tolist(),
+        strict=True,
+    )
+    save_table(
+        folder / "motion.tsv",
+        columns,
+        [
+            (start, stop, *place, *(e if math.isfinite(e) else None for e in error), n, is_kept)
+            for start, stop, place, error, n, is_kept in rows
+        ],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MuPose:
+    """The mu-map for the kept windows, and what has to be said about its pose."""
+
+    mu: Volume | None
+    notes: tuple[str, ...] = ()
+
+
+def fit_mu(
+    motion: MotionResult, windows: Windows, mu: Volume | None, mu_time_s: float | None
+) -> MuPose:
+    """Bring the mu-map into the pose of the kept windows, or warn that it is in another.
+
+    The pose is that of the found whole-body shifts, averaged over the windows. The map moves
+    as a whole, the table with it.
+
+    Parameters
+    ----------
+    motion
+        What was found.
+    windows
+        The kept windows.
+    mu
+        Attenuation; ``None`` gives ``None``.
+    mu_time_s
+        Scan time whose pose the map shows; ``None`` if that is not known.
+    """
+    if mu is None:
+        return MuPose(None)
+    seconds = np.concatenate(
+        [np.arange(a, b, 1000.0) for a, b in windows]
+    ) / 1000.0  # fmt: skip
+    of = motion.trace.edges_ms[0] / 1000.0 if mu_time_s is None else mu_time_s
+    shift = motion.changes.motion_mm(seconds).mean(axis=0)
+    shift = shift - motion.changes.motion_mm(np.array([of]))[0]
+    distance = float(np.linalg.norm(shift))
+    if distance < LEAST_MU_SHIFT_MM:
+        return MuPose(mu)
+    place = ", ".join(f"{value:+.1f}" for value in shift)
+    if mu_time_s is None:
+        return MuPose(
+            mu,
+            (
+                f"The kept windows lie {distance:.1f} mm (x, y, z: {place} mm) from the pose "
+                "at the start of the scan: if the mu-map shows that pose, attenuation is "
+                "corrected in the wrong place; --mu-time 0 lets the map follow.",
+            ),
+        )
+    x, y, z = (float(o + d) for o, d in zip(mu.grid.origin_mm, shift, strict=True))
+    moved = Volume(
+        mu.values,
+        replace(mu.grid, origin_mm=(x, y, z)),
+        mu.unit,
+        {**mu.provenance, "moved_mm": [float(value) for value in shift]},
+    )
+    return MuPose(
+        moved,
+        (
+            f"For the still image the mu-map (of the pose at {mu_time_s:g} s) was moved by "
+            f"{distance:.1f} mm (x, y, z: {place} mm) to where the patient lay.",
+        ),
+    )

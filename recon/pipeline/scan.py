@@ -1,0 +1,255 @@
+"""The main job on one scan: motion, windows, images, hotspots, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from listmode.formats.info import describe
+from listmode.motion import MotionResult
+from listmode.progress import SILENT, Progress
+from listmode.source import Listmode
+from listmode.windows import Windows
+from recon.hotspots.features import HotspotTable
+from recon.image import Volume
+from recon.io.nifti import resample_to, save_volume
+from recon.io.tables import save_hotspots, save_json
+from recon.pipeline.images import (
+    Reconstruction,
+    check_events,
+    choose_grid,
+    reconstruct_scan,
+    to_suv,
+)
+from recon.pipeline.labels import LabelMap
+from recon.pipeline.measure import measure_image
+from recon.pipeline.motion import analyse, fit_mu, motion_to_dict, save_motion
+from recon.report.build import Story, build_report
+from recon.report.html import save_report
+from recon.sensitivity import Sensitivity
+from recon.settings import Settings
+
+RATE_MS = 2000  # time over which the report's count rates are averaged
+LIVER = "liver"
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What the main job found and wrote.
+
+    Parameters
+    ----------
+    motion
+        Changes, trace and selection.
+    windows
+        The windows of the still image.
+    full, still
+        Images of all and of the kept time; the same one where all was kept.
+    hotspots_full, hotspots_still
+        Their tables.
+    notes
+        What was not done, and warnings.
+    files
+        Names of what was written.
+    about
+        Motion and provenance as JSON values.
+    """
+
+    motion: MotionResult
+    windows: Windows
+    full: Reconstruction
+    still: Reconstruction
+    hotspots_full: HotspotTable
+    hotspots_still: HotspotTable
+    notes: tuple[str, ...]
+    files: tuple[str, ...]
+    about: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the run as JSON values."""
+        return {
+            **self.about,
+            "full": self.full.to_dict(),
+            "still": self.still.to_dict(),
+            "n_hotspots": {"full": len(self.hotspots_full), "still": len(self.hotspots_still)},
+            "notes": list(self.notes),
+            "files": list(self.files),
+        }
+
+
+def run_scan(
+    listmode: Listmode,
+    folder: Path,
+    *,
+    mu: Volume | None = None,
+    labels: LabelMap | None = None,
+    windows: Windows | None = None,
+    settings: Settings | None = None,
+    threads: int = 2,
+    cache_dir: Path | None = None,
+    progress: Progress = SILENT,
+    say: Callable[[str], None] = lambda _line: None,
+) -> RunResult:
+    """Do the main job on a scan and write everything it makes into a folder.
+
+    Parameters
+    ----------
+    listmode
+        The scan.
+    folder
+        Where the files go; it exists.
+    mu, labels
+        Attenuation and organs on any grid.
+    windows
+        Windows of the user's own choice; those of the motion analysis if not given.
+    settings
+        Of all stages.
+    threads, cache_dir, progress
+        As everywhere.
+    say
+        Receives a line about each stage that is done.
+
+    Raises
+    ------
+    InputError
+        If windows, mu-map or label map do not fit the scan, or a file cannot be written.
+    """
+    wanted = settings or Settings()
+    if windows is not None:
+        check_events(listmode, windows)
+    grid = choose_grid(listmode.scanner, wanted.grid)
+    motion = analyse(listmode, settings=wanted, threads=threads, progress=progress)
+    save_motion(folder, listmode, motion, windows)
+    chosen = windows if windows is not None else motion.selection.windows
+    say(f"windows kept: {chosen}, counted from {listmode.clock_zero}")
+
+    def image_of(
+        part: Windows, name: str, matter: Volume | None, sensitivity: Sensitivity | None
+    ) -> Reconstruction:
+        done = reconstruct_scan(
+            listmode, part, grid=grid, mu=matter, settings=wanted, threads=threads,
+            sensitivity=sensitivity, cache_dir=cache_dir, progress=progress,
+        )  # fmt: skip
+        path = folder / f"{name}.nii.gz"
+        save_volume(path, done.volume, protocol=listmode.protocol, windows=part)
+        say(f"{path.name} is written")
+        return done
+
+    pose = fit_mu(motion, chosen, mu, wanted.corrections.mu_time_s)
+    full = image_of(listmode.extent, "full", mu, None)
+    still = image_of(chosen, "still", pose.mu, full.sensitivity if pose.mu is mu else None)
+    factor = listmode.protocol.suv_per_bq_ml
+    shown = {
+        name: to_suv(done.volume, listmode.protocol) or done.volume
+        for name, done in (("full", full), ("still", still))
+    }
+    searched = {
+        name: _without_ends(volume, full.sensitivity, wanted.hotspots.min_sensitivity)
+        for name, volume in shown.items()
+    }
+    tables = {
+        name: measure_image(
+            volume, labels=labels, settings=wanted.hotspots, suv_per_bq_ml=factor
+        )
+        for name, volume in searched.items()
+    }
+    save_hotspots(folder / "hotspots.csv", tables["still"])
+    save_hotspots(folder / "hotspots_full.csv", tables["full"])
+    notes = (*_scan_notes(listmode), *full.notes, *pose.notes, *tables["still"].notes)
+    about = motion_to_dict(listmode, motion, windows)
+    result = RunResult(
+        motion=motion,
+        windows=chosen,
+        full=full,
+        still=still,
+        hotspots_full=tables["full"],
+        hotspots_still=tables["still"],
+        notes=notes,
+        files=("report.html", "full.nii.gz", "still.nii.gz", "motion.json", "motion.tsv",
+               "hotspots.csv", "hotspots_full.csv", "summary.json"),
+        about=about,
+    )  # fmt: skip
+    save_json(folder / "summary.json", result.to_dict())
+    story = _story(
+        listmode, result, shown, mu=pose.mu, labels=labels, settings=wanted,
+        is_user_choice=windows is not None,
+    )  # fmt: skip
+    save_report(folder / "report.html", build_report(story))
+    return result
+
+
+def _without_ends(volume: Volume, sensitivity: Sensitivity, share: float) -> Volume:
+    """Blank the slices at the ends of the field of view where noise is all there is."""
+    mean = sensitivity.values.mean(axis=(0, 1), dtype=np.float64)
+    is_seen = mean >= share * mean.max()
+    return Volume(
+        volume.values * is_seen.astype(np.float32), volume.grid, volume.unit, volume.provenance
+    )
+
+
+def _scan_notes(listmode: Listmode) -> list[str]:
+    notes = [f"The file: {defect}" for defect in listmode.defects]
+    if not listmode.is_complete:
+        notes.append("The file is not complete: what follows rests on the part that is there.")
+    if listmode.protocol.suv_per_bq_ml is None:
+        notes.append(
+            "The file knows no injected activity or no weight: values are in Bq/mL, not SUV."
+        )
+    return notes
+
+
+def _story(
+    listmode: Listmode,
+    result: RunResult,
+    shown: dict[str, Volume],
+    *,
+    mu: Volume | None,
+    labels: LabelMap | None,
+    settings: Settings,
+    is_user_choice: bool,
+) -> Story:
+    full = shown["full"]
+    info = describe(listmode, bin_ms=RATE_MS)
+    rates = [("prompts", info.prompts_hz)]
+    if info.n_delayeds:
+        rates.append(("delayeds", info.delayeds_hz))
+    scanner = listmode.scanner
+    is_all = result.windows.merged() == listmode.extent
+    top = settings.report.suv_max
+    if full.unit != "SUV":
+        top = float(np.quantile(full.values, 0.9999)) or 1.0
+    provenance = {
+        "stillpet": metadata.version("stillpet"),
+        **listmode.provenance,
+        "scanner_sha256": scanner.digest,
+        "windows_ms": [[a, b] for a, b in result.windows],
+        "protocol": asdict(listmode.protocol),
+    }
+    return Story(
+        scanner=f"{scanner.name} {scanner.mode}".strip(),
+        clock_zero=listmode.clock_zero,
+        protocol=listmode.protocol,
+        extent=listmode.extent,
+        motion=result.motion,
+        windows=result.windows,
+        is_user_choice=is_user_choice,
+        full=full,
+        still=None if is_all else shown["still"],
+        mu=None if mu is None else resample_to(mu, full.grid),
+        liver=None if labels is None else labels.on(full.grid).region(LIVER),
+        n_prompts=(result.full.n_prompts, result.still.n_prompts),
+        hotspots_full=result.hotspots_full,
+        hotspots_still=result.hotspots_still,
+        rate_time_s=info.rate_start_s + RATE_MS / 2000.0,
+        rates=rates,
+        scale_max=top,
+        n_slices=settings.report.n_slices,
+        notes=result.notes,
+        provenance=provenance,
+        settings=settings.to_dict(),
+    )
