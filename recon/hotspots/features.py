@@ -6,11 +6,11 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist
 
@@ -23,7 +23,7 @@ from recon.image import Volume
 
 F64 = NDArray[np.float64]
 
-SCHEMA = "stillpet-hotspots-1"
+SCHEMA = "stillpet-hotspots-2"
 
 PEAK_RADIUS_MM = 6.2  # IBSI local intensity peak: a sphere of 1 mL (10.48550/arXiv.1612.07003)
 
@@ -83,6 +83,9 @@ class Hotspot:
         Number of voxels.
     duration_s
         Time that the image was made from.
+    suv_max_se, suv_max_low, suv_max_high
+        Standard error and interval of SUVmax, where the reconstruction was repeated with
+        resampled events; NaN otherwise.
     """
 
     id: int
@@ -120,6 +123,9 @@ class Hotspot:
     is_at_edge: bool
     n_voxels: int
     duration_s: float
+    suv_max_se: float = math.nan
+    suv_max_low: float = math.nan
+    suv_max_high: float = math.nan
 
 
 COLUMNS = tuple(field.name for field in fields(Hotspot))
@@ -166,6 +172,33 @@ class HotspotTable:
         """
         points = np.array([(row.x_mm, row.y_mm, row.z_mm) for row in self.rows])
         return float(pdist(points).max()) if len(self.rows) > 1 else math.nan
+
+    def with_uncertainty(self, se: ArrayLike, low: ArrayLike, high: ArrayLike) -> HotspotTable:
+        """Return the table with the uncertainty of each SUVmax.
+
+        Parameters
+        ----------
+        se, low, high
+            Standard error and ends of the interval, NaN where unknown. Shape (n_hotspots,),
+            g/mL.
+
+        Raises
+        ------
+        InputError
+            If there is not one value a hotspot.
+        """
+        columns = [np.asarray(column, dtype=np.float64) for column in (se, low, high)]
+        if any(column.shape != (len(self),) for column in columns):
+            raise InputError(
+                f"each hotspot ({len(self)}) needs one standard error and one interval, but "
+                f"their shapes are {', '.join(str(c.shape) for c in columns)}; measure them on "
+                "the hotspots of this table"
+            )
+        rows = tuple(
+            replace(row, suv_max_se=s, suv_max_low=a, suv_max_high=b)
+            for row, s, a, b in zip(self.rows, *(c.tolist() for c in columns), strict=True)
+        )
+        return HotspotTable(rows, self.method, self.notes)
 
     def without_physiological(self) -> HotspotTable:
         """Return the rows that no healthy organ explains; ids stay as they are."""

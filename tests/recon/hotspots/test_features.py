@@ -196,6 +196,21 @@ def test_table_comes_back_from_its_file(tmp_path: Path) -> None:
     assert np.isnan(loaded.rows[0].max_bq_ml)
 
 
+def test_uncertainty_of_suv_max_is_empty_until_it_is_given(tmp_path: Path) -> None:
+    table = measured(ball())
+    assert np.isnan(table.column("suv_max_se")).all()
+    known = table.with_uncertainty([0.3], [8.5], [9.6])
+    save_hotspots(tmp_path / "hotspots.csv", known)
+    row = load_hotspots(tmp_path / "hotspots.csv").rows[0]
+    assert (row.suv_max_se, row.suv_max_low, row.suv_max_high) == (0.3, 8.5, 9.6)
+    assert row.suv_max == table.rows[0].suv_max
+
+
+def test_refuses_uncertainty_of_other_hotspots() -> None:
+    with pytest.raises(InputError, match=r"each hotspot \(1\) needs one standard error"):
+        measured(ball()).with_uncertainty([0.1, 0.2], [1.0, 1.0], [2.0, 2.0])
+
+
 def test_physiological_rows_can_be_left_out() -> None:
     labels = Volume(np.full((20, 20, 20), 3, np.int32), ball().grid, "label")
     found = find_hotspots(
