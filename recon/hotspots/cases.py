@@ -6,18 +6,19 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from listmode.errors import InputError
+from recon.hotspots.rows import listed, read_rows
 
 F64 = NDArray[np.float64]
 
-SCHEMA = "stillpet-cases-1"
+SCHEMA = "stillpet-cases-2"
 
 TISSUES = ("bone", "lymph_node")
 LOCATIONS = (
@@ -32,6 +33,9 @@ _ONLY_IN = {"spine": "bone", "lower_extremity": "bone", "para_aortic": "lymph_no
 _ONLY_IN |= {"common_iliac": "lymph_node"}
 
 TEXTS = ("patient", "tissue", "location")
+DETAILS = ("hotspot", "level", "side", "origin")
+SIMULATED = "simulated"
+ORIGINS = ("", "image", SIMULATED)
 NUMBERS = (
     "suv_max",
     "suv_max_se",
@@ -48,7 +52,7 @@ NUMBERS = (
     "hu_sd",
 )
 LABELS = ("reader_1", "reader_2", "malignant")
-COLUMNS = TEXTS + NUMBERS + LABELS
+COLUMNS = TEXTS + DETAILS + NUMBERS + LABELS
 REQUIRED = ("suv_max", "n_lymph_node", "n_bone", "scan_suv_max", "region_suv_mean")
 
 IMPOSSIBLE_SUV = 1000.0
@@ -70,14 +74,18 @@ class Cases:
     labels
         ``reader_1``, ``reader_2`` and their consensus ``malignant``: 1, 0 or -1. Shape (n,),
         int8.
+    details
+        What no classifier reads, "" where it is not known: ``hotspot`` (its id in the table of
+        hotspots), ``level`` (vertebra or rib), ``side``, and ``origin`` from :data:`ORIGINS`.
+        Shape (n,), str.
     notes
         Doubts about the values, for whoever reads results.
 
     Raises
     ------
     InputError
-        If there is no hotspot, columns differ in length, a tissue or location is unknown, a
-        required number is missing, negative or not finite, or an SUV is impossible.
+        If there is no hotspot, columns differ in length, a tissue, location or origin is
+        unknown, a required number is missing, negative or not finite, or an SUV is impossible.
     """
 
     patient: NDArray[np.str_]
@@ -85,6 +93,7 @@ class Cases:
     location: NDArray[np.str_]
     numbers: Mapping[str, F64]
     labels: Mapping[str, NDArray[np.int8]]
+    details: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,11 +107,14 @@ class Cases:
             name: np.array(self.numbers.get(name, np.full(n, np.nan)), dtype=np.float64)
             for name in NUMBERS
         }
-        labels = {
-            name: np.array(self.labels.get(name, np.full(n, -1)), dtype=np.int8)
-            for name in LABELS
+        labels = {name: np.asarray(self.labels.get(name, np.full(n, -1))) for name in LABELS}
+        _check_labels(labels)  # before they are cut to eight bits
+        labels = {name: np.array(column, dtype=np.int8) for name, column in labels.items()}
+        details = {
+            name: np.array(self.details.get(name, np.full(n, "")), dtype=np.str_)
+            for name in DETAILS
         }
-        columns: dict[str, NDArray[Any]] = {**numbers, **labels}
+        columns: dict[str, NDArray[Any]] = {**details, **numbers, **labels}
         columns |= {"tissue": self.tissue, "location": self.location}
         for name, column in columns.items():
             if column.shape != (n,):
@@ -113,10 +125,12 @@ class Cases:
             column.setflags(write=False)
         object.__setattr__(self, "numbers", numbers)
         object.__setattr__(self, "labels", labels)
-        _check_places(self.tissue, self.location)
+        object.__setattr__(self, "details", details)
+        _check_names(self.tissue, self.location, details["origin"])
+        _check_patients(self.patient)
         _check_numbers(numbers)
-        _check_labels(labels)
-        object.__setattr__(self, "notes", (*self.notes, *_doubts(numbers)))
+        notes = dict.fromkeys((*self.notes, *_doubts(numbers)))
+        object.__setattr__(self, "notes", tuple(notes))
 
     def __len__(self) -> int:
         return len(self.patient)
@@ -132,6 +146,11 @@ class Cases:
         return len(np.unique(self.patient))
 
     @property
+    def n_simulated(self) -> int:
+        """Number of hotspots that no patient ever had."""
+        return int((self.details["origin"] == SIMULATED).sum())
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the table as CSV."""
         return hashlib.sha256(self.to_csv().encode()).hexdigest()
@@ -145,18 +164,19 @@ class Cases:
             self.location[pick],
             {name: column[pick] for name, column in self.numbers.items()},
             {name: column[pick] for name, column in self.labels.items()},
+            {name: column[pick] for name, column in self.details.items()},
         )
 
     def with_numbers(self, **columns: ArrayLike) -> Cases:
         """Return the table with some numbers replaced (controls, what-if questions)."""
         numbers = {**self.numbers}
         numbers |= {name: np.asarray(column, np.float64) for name, column in columns.items()}
-        return Cases(self.patient, self.tissue, self.location, numbers, self.labels)
+        return replace(self, numbers=numbers, notes=())
 
     def with_malignant(self, malignant: ArrayLike) -> Cases:
         """Return the table with other consensus labels."""
         labels = {**self.labels, "malignant": np.asarray(malignant, dtype=np.int8)}
-        return Cases(self.patient, self.tissue, self.location, self.numbers, labels)
+        return replace(self, labels=labels, notes=())
 
     def to_csv(self) -> str:
         """Write the table as CSV text; unknown values are empty cells."""
@@ -167,6 +187,7 @@ class Cases:
             writer.writerow(
                 [
                     *(getattr(self, name)[i] for name in TEXTS),
+                    *(self.details[name][i] for name in DETAILS),
                     *(_number_cell(self.numbers[name][i]) for name in NUMBERS),
                     *(
                         "" if self.labels[name][i] < 0 else self.labels[name][i]
@@ -185,62 +206,76 @@ class Cases:
         InputError
             If columns are missing or unknown, or a value cannot be used.
         """
-        reader = csv.DictReader(io.StringIO(text))
-        found = tuple(reader.fieldnames or ())
-        missing, extra = set(COLUMNS) - set(found), set(found) - set(COLUMNS)
-        if missing or extra:
-            raise InputError(
-                f"{name} must have the columns of {SCHEMA}, but it lacks {_listed(missing)} "
-                f"and has {_listed(extra)} more; see docs/classifier.md for the columns"
-            )
-        rows = list(reader)
-        numbers = {c: _parse(rows, c, float, math.nan, name) for c in NUMBERS}
-        labels = {c: _parse(rows, c, int, -1, name) for c in LABELS}
-        patient, tissue, location = (
-            np.array([row[c] or "" for row in rows], dtype=np.str_) for c in TEXTS
+        rows = read_rows(
+            text, COLUMNS, name=name, schema=SCHEMA, advice="see docs/classifier.md"
         )
+        numbers = {c: _parse(rows, c, float, math.nan, name) for c in NUMBERS}
+        labels = {c: _parse(rows, c, _label, -1, name) for c in LABELS}
+        texts = {
+            c: np.array([row[c].strip() for row in rows], dtype=np.str_)
+            for c in TEXTS + DETAILS
+        }
         return cls(
-            patient,
-            tissue,
-            location,
+            texts["patient"],
+            texts["tissue"],
+            texts["location"],
             {c: np.array(column, dtype=np.float64) for c, column in numbers.items()},
             {c: np.array(column, dtype=np.int8) for c, column in labels.items()},
+            {c: texts[c] for c in DETAILS},
         )
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(str(name) for name in names)) or "none"
 
 
 def _number_cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
+def _label(text: str) -> int:
+    return {"0": 0, "1": 1}[text]
+
+
+_EXPECTED: dict[Callable[[str], Any], str] = {float: "a number", _label: "0 or 1"}
+
+
 def _parse(
-    rows: Sequence[Mapping[str, str | None]], column: str, kind: type, unknown: float, name: str
+    rows: Sequence[Mapping[str, str]],
+    column: str,
+    kind: Callable[[str], Any],
+    unknown: float,
+    name: str,
 ) -> list[Any]:
     values = []
     for line, row in enumerate(rows, start=2):
-        text = row[column]
+        text = row[column].strip()
         try:
             values.append(kind(text) if text else unknown)
-        except ValueError:
+        except (ValueError, KeyError):
             raise InputError(
-                f"{name}, line {line}: {column} must hold a number, but it holds {text!r}; "
-                "correct that cell or leave it empty"
+                f"{name}, line {line}: {column} must hold {_EXPECTED[kind]}, but it holds "
+                f"{text!r}; correct that cell or leave it empty"
             ) from None
     return values
 
 
-def _check_places(tissue: NDArray[np.str_], location: NDArray[np.str_]) -> None:
+def _check_patients(patient: NDArray[np.str_]) -> None:
+    if (nameless := np.char.strip(patient) == "").any():
+        raise InputError(
+            f"patient must be a code, but row {int(np.argmax(nameless))} has none; hotspots "
+            "without one would count as one patient: give each patient a code"
+        )
+
+
+def _check_names(
+    tissue: NDArray[np.str_], location: NDArray[np.str_], origin: NDArray[np.str_]
+) -> None:
     for what, column, known in (
         ("tissue", tissue, TISSUES),
         ("location", location, LOCATIONS),
+        ("origin", origin, ORIGINS),
     ):
         if unknown := set(column.tolist()) - set(known):
             raise InputError(
-                f"a {what} must be one of {', '.join(known)}, but the table has "
-                f"{_listed(unknown)}; rename it"
+                f"{what} must be one of {', '.join(filter(None, known))}, but the table has "
+                f"{listed(map(repr, unknown))}; rename it"
             )
     for place, only in _ONLY_IN.items():
         if (wrong := (location == place) & (tissue != only)).any():
@@ -258,9 +293,8 @@ def _check_numbers(numbers: Mapping[str, F64]) -> None:
                 f"{numbers[name][np.argmax(bad)]}; measure it or leave the hotspot out"
             )
     for name, column in numbers.items():
-        if name.startswith("hu_"):
-            continue
-        if (bad := (column < 0.0) | np.isinf(column)).any():
+        least = -math.inf if name.startswith("hu_") else 0.0
+        if (bad := (column < least) | np.isinf(column)).any():
             raise InputError(
                 f"{name} must not be negative or infinite, but row {int(np.argmax(bad))} holds "
                 f"{column[np.argmax(bad)]:g}; correct it"
@@ -273,12 +307,12 @@ def _check_numbers(numbers: Mapping[str, F64]) -> None:
         )
 
 
-def _check_labels(labels: Mapping[str, NDArray[np.int8]]) -> None:
+def _check_labels(labels: Mapping[str, NDArray[Any]]) -> None:
     for name, column in labels.items():
         if bad := set(column.tolist()) - {-1, 0, 1}:
             raise InputError(
                 f"{name} must be 1 (malignant), 0 (benign) or empty, but it holds "
-                f"{_listed(map(str, bad))}; recode it"
+                f"{listed(map(str, bad))}; recode it"
             )
 
 
@@ -301,6 +335,7 @@ def add_context(
     primary_suv_max: ArrayLike,
     reference_suv_max: ArrayLike,
     labels: Mapping[str, ArrayLike] | None = None,
+    details: Mapping[str, ArrayLike] | None = None,
     **more: ArrayLike,
 ) -> Cases:
     """Make cases from all hotspots of each patient: count, and compare each with the others.
@@ -316,8 +351,8 @@ def add_context(
     reference_suv_max
         SUVmax of the same place in health (other side, next vertebra), NaN if not found.
         Shape (n,), g/mL.
-    labels
-        Of :data:`LABELS`, those that are known.
+    labels, details
+        Of :data:`LABELS` and :data:`DETAILS`, those that are known.
     more
         Further columns of :data:`NUMBERS`.
 
@@ -366,5 +401,6 @@ def add_context(
         what,
         where,
         numbers,
-        {name: np.asarray(column, dtype=np.int8) for name, column in (labels or {}).items()},
+        {name: np.asarray(column) for name, column in (labels or {}).items()},
+        {name: np.asarray(column, dtype=np.str_) for name, column in (details or {}).items()},
     )

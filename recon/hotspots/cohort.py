@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from listmode.errors import InputError
-from recon.hotspots.cases import LOCATIONS, Cases, add_context
+from recon.hotspots.cases import LOCATIONS, SIMULATED, Cases, add_context
 
 SCHEMA = "stillpet-cohort-1"
 GROUPS = ("bone_benign", "bone_malignant", "lymph_node_benign", "lymph_node_malignant")
@@ -168,6 +168,7 @@ def generate_cohort(settings: CohortSettings, seed: int) -> Cases:
             "reader_1": (malignant ^ wrong[0])[order],
             "reader_2": (malignant ^ wrong[1])[order],
         },
+        details={"origin": np.full(patient.size, SIMULATED)},
     )
 
 

@@ -48,6 +48,7 @@ def describe_patient(
     primary_suv_max: float | None = None,
     suv_max_se: Sequence[float] | None = None,
     ct: Sequence[CtFeatures] | None = None,
+    origin: str = "image",
 ) -> Described:
     """Make the cases of one patient from measured hotspots.
 
@@ -68,9 +69,11 @@ def describe_patient(
     primary_suv_max
         Its SUVmax if it is known otherwise.
     suv_max_se
-        Standard error of each row's SUVmax, if the reconstruction gives one.
+        Standard error of each row's SUVmax; without it the table's own.
     ct
         From :func:`~recon.hotspots.features.measure_ct`, one a row.
+    origin
+        From :data:`~recon.hotspots.cases.ORIGINS`; say so if the scan was simulated.
 
     Raises
     ------
@@ -90,7 +93,7 @@ def describe_patient(
         )
     unknown = CtFeatures(math.nan, math.nan, math.nan)
     hu = [unknown] * len(table) if ct is None else list(ct)
-    errors = [math.nan] * len(table) if suv_max_se is None else list(suv_max_se)
+    errors = [r.suv_max_se for r in table] if suv_max_se is None else list(suv_max_se)
     kept, left_out = [], []
     main = [r.suv_max for r in table if plain_name(r.label) in primary]
     for k, row in enumerate(table):
@@ -123,6 +126,12 @@ def describe_patient(
         hu_mean=[hu[k].hu_mean for k, _, _ in kept],
         hu_max=[hu[k].hu_max for k, _, _ in kept],
         hu_sd=[hu[k].hu_sd for k, _, _ in kept],
+        details={
+            "hotspot": [str(row.id) for _, row, _ in kept],
+            "level": [place.level for *_, place in kept],
+            "side": [place.side for *_, place in kept],
+            "origin": [origin] * len(kept),
+        },
     )
     return Described(
         cases,
@@ -141,10 +150,12 @@ def join_patients(patients: Sequence[Cases]) -> Cases:
         If there is no patient, or one code stands for two.
     """
     codes = [code for cases in patients for code in np.unique(cases.patient).tolist()]
-    if not codes or len(set(codes)) < len(codes):
+    twice = sorted({code for code in codes if codes.count(code) > 1})
+    if not codes or twice:
         raise InputError(
-            "each patient needs a code of his own, but the codes are "
-            f"{', '.join(codes) or 'none'}; rename them"
+            "each patient needs a code of his own, but "
+            f"{', '.join(twice) or 'none'} {'stand in two tables' if twice else 'is given'}; "
+            "rename them"
         )
     first = patients[0]
     return Cases(
@@ -153,4 +164,5 @@ def join_patients(patients: Sequence[Cases]) -> Cases:
         np.concatenate([c.location for c in patients]),
         {n: np.concatenate([c.numbers[n] for c in patients]) for n in first.numbers},
         {n: np.concatenate([c.labels[n] for c in patients]) for n in first.labels},
+        {n: np.concatenate([c.details[n] for c in patients]) for n in first.details},
     )

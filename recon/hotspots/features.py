@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from scipy.spatial.distance import pdist
 from listmode.errors import InputError
 from listmode.windows import Windows
 from recon.hotspots import _kernels
+from recon.hotspots.rows import read_rows
 from recon.hotspots.segment import Segmentation
 from recon.hotspots.shape import measure_shape
 from recon.image import Volume
@@ -227,20 +228,11 @@ class HotspotTable:
         InputError
             If columns are missing or unknown, or a cell does not hold what its column says.
         """
-        reader = csv.DictReader(io.StringIO(text))
-        found = reader.fieldnames or ()
-        missing, extra = set(COLUMNS) - set(found), set(found) - set(COLUMNS)
-        if missing or extra:
-            raise InputError(
-                f"{name} must have the columns of {SCHEMA}, but it lacks "
-                f"{_listed(missing)} and has {_listed(extra)} more; write it with this version"
-            )
-        rows = [_parsed(cells, name, line) for line, cells in enumerate(reader, start=2)]
+        found = read_rows(
+            text, COLUMNS, name=name, schema=SCHEMA, advice="write it with this version"
+        )
+        rows = [_parsed(cells, name, line) for line, cells in enumerate(found, start=2)]
         return cls(tuple(rows))
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
 
 
 def _cell(value: float | str | bool) -> str:
@@ -254,17 +246,17 @@ def _cell(value: float | str | bool) -> str:
 _KINDS = {field.name: str(field.type) for field in fields(Hotspot)}
 
 
-def _parsed(cells: Mapping[str, str | None], name: str, line: int) -> Hotspot:
+def _parsed(cells: Mapping[str, str], name: str, line: int) -> Hotspot:
     values: dict[str, Any] = {}
     for column, text in cells.items():
         kind = _KINDS[column]
         try:
             if kind == "str":
-                values[column] = text or ""
+                values[column] = text
             elif kind == "bool":
-                values[column] = {"true": True, "false": False}[text or ""]
+                values[column] = {"true": True, "false": False}[text]
             elif kind == "int":
-                values[column] = int(text or "")
+                values[column] = int(text)
             else:
                 values[column] = float(text) if text else math.nan
         except (ValueError, KeyError):

@@ -50,6 +50,9 @@ def test_image_becomes_cases_and_everything_left_out_has_a_reason() -> None:
     assert out.cases.location.tolist() == ["pelvis", "common_iliac"]
     assert out.hotspot_id == (by_label["hip_left"], by_label["lymph_node_common_iliac_left"])
     assert [place.side for place in out.places] == ["left", "left"]
+    assert out.cases.details["side"].tolist() == ["left", "left"]
+    assert out.cases.details["hotspot"].tolist() == [str(k) for k in out.hotspot_id]
+    assert out.cases.details["origin"].tolist() == ["image", "image"]
     assert dict(out.left_out) == {
         by_label["urinary_bladder"]: "physiological",
         by_label["prostate"]: "primary tumour",
@@ -72,6 +75,10 @@ def test_uncertainty_and_a_known_primary_travel_along() -> None:
     wanted = [0.1 * k for k in out.hotspot_id]
     assert out.cases.numbers["suv_max_se"] == pytest.approx(wanted)
     assert out.cases.numbers["primary_suv_max"].tolist() == [20.0, 20.0]
+    measured = table.with_uncertainty(errors, np.zeros(len(table)), np.ones(len(table)))
+    again = describe_patient(measured, references, patient="P1", origin="simulated").cases
+    assert again.numbers["suv_max_se"] == pytest.approx(wanted)
+    assert again.n_simulated == 2
 
 
 def test_ct_features_travel_along() -> None:
@@ -103,7 +110,7 @@ def test_patients_are_joined_and_keep_their_codes() -> None:
     )
     both = join_patients([one, two])
     assert both.patient.tolist() == ["P1", "P1", "P2", "P2"]
-    with pytest.raises(InputError, match="a code of his own, but the codes are P1, P1"):
+    with pytest.raises(InputError, match="a code of his own, but P1 stand in two"):
         join_patients([one, one])
     assert len(join_patients([simple()])) == len(simple())
 
