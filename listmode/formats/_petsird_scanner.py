@@ -172,12 +172,14 @@ def _modules(replicated: Mapping[str, Any]) -> Modules:
                 f"a PETSIRD scanner's geometry must be finite, but the {name} of its crystals "
                 "are not; the file is damaged: copy it again"
             )
-    rotation = np.einsum("mij,ejk->meik", in_scanner[:, :, :3], in_module[:, :, :3])
+    rotation = np.einsum(
+        "mij,ejk->meik", in_scanner[:, :, :3], in_module[:, :, :3], optimize=True
+    )
     shift = (
-        np.einsum("mij,ej->mei", in_scanner[:, :, :3], in_module[:, :, 3])
+        np.einsum("mij,ej->mei", in_scanner[:, :, :3], in_module[:, :, 3], optimize=True)
         + in_scanner[:, None, :, 3]
     )
-    centre = np.einsum("meij,j->mei", rotation, corners.mean(axis=0)) + shift
+    centre = rotation @ corners.mean(axis=0) + shift
     extent = np.ptp(corners, axis=0)
     outward = centre.copy()
     outward[..., 2] = 0.0
