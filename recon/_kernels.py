@@ -4,6 +4,9 @@ Images are flat and padded: one voxel of zeros below and two above along each ax
 walker may touch the neighbours of any sample without looking where it is. Ray ends arrive in
 voxel coordinates of the image without padding. Real numbers have the type of the TOF table:
 float32 ships, float64 serves the tests.
+
+What runs once a ray is inlined by force: a call hands over every field of every array, which
+costs as much as the work (an update is 1.8 times faster with it and with vector gathers).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from numba import njit
 LEAST_EXPECTED = np.float32(1e-20)  # below, one event's ratio would leave float32's range
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 def principal_axis(dx, dy, dz):
     """Give the axis of the largest step; of equal steps the first in the order x, y, z."""
     ax, ay, az = abs(dx), abs(dy), abs(dz)
@@ -27,7 +30,7 @@ def principal_axis(dx, dy, dz):
     return 2
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 def clip_range(low, high, slope, offset, n):
     """Narrow ``[low, high]`` to where ``-1 <= p * slope + offset <= n``."""
     if abs(slope) * (abs(low) + abs(high)) < 1e-6:
@@ -40,7 +43,7 @@ def clip_range(low, high, slope, offset, n):
     return max(low, p), min(high, q)
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 def lay_ray(ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz):
     """Find the planes that a ray crosses within the image and the TOF kernel's reach.
 
@@ -87,7 +90,7 @@ def lay_ray(ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz):
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 def walk(
     ends, a, b, voxel_mm, centre_mm, table, per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv
 ):
@@ -187,56 +190,39 @@ def place_events(
             out_additive[j] = additive[e]
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def gather_plane(image, j, stride_u, stride_v, fu, fv):
-    """Interpolate the image between four voxels."""
-    low = image[j] + fv * (image[j + stride_v] - image[j])
-    j += stride_u
-    high = image[j] + fv * (image[j + stride_v] - image[j])
-    return low + fu * (high - low)
-
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 def gather(image, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv):
-    """Sum the image along a walked ray."""
+    """Sum the image along a walked ray, interpolating between four voxels a plane."""
+    # One view a neighbour: all four loads of a plane then share one index, and the compiler
+    # turns the loop into vector gathers. Unsigned, so that no index is taken from the end.
+    low_low, low_high = image, image[stride_v:]
+    high_low, high_high = image[stride_u:], image[stride_u + stride_v :]
     total = table.dtype.type(0)
-    if stride_v == 1:  # a stride known to the compiler: neighbours come in one load
-        for k in range(n):
-            w = table[entry[k]]
-            total += w * gather_plane(image, index[k], stride_u, 1, fu[k], fv[k])
-    else:
-        for k in range(n):
-            w = table[entry[k]]
-            total += w * gather_plane(image, index[k], stride_u, stride_v, fu[k], fv[k])
+    for k in range(n):
+        j = np.uintp(np.int64(index[k]))
+        low = low_low[j] + fv[k] * (low_high[j] - low_low[j])
+        high = high_low[j] + fv[k] * (high_high[j] - high_low[j])
+        total += table[np.uintp(np.int64(entry[k]))] * (low + fu[k] * (high - low))
     return total * step_mm
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def spread_plane(image, j, stride_u, stride_v, fu, fv, w):
-    """Share a weight between four voxels."""
-    high = w * fu
-    low = w - high
-    high_v = high * fv
-    low_v = low * fv
-    image[j] += low - low_v
-    image[j + stride_v] += low_v
-    j += stride_u
-    image[j] += high - high_v
-    image[j + stride_v] += high_v
-
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 def spread(image, value, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv):
     """Add ``value`` to the image along a walked ray: the transpose of ``gather``."""
     value = value * step_mm
-    if stride_v == 1:
-        for k in range(n):
-            w = value * table[entry[k]]
-            spread_plane(image, index[k], stride_u, 1, fu[k], fv[k], w)
-    else:
-        for k in range(n):
-            w = value * table[entry[k]]
-            spread_plane(image, index[k], stride_u, stride_v, fu[k], fv[k], w)
+    step_u, step_v = np.uintp(stride_u), np.uintp(stride_v)
+    for k in range(n):
+        w = value * table[np.uintp(np.int64(entry[k]))]
+        high = w * fu[k]
+        low = w - high
+        high_v = high * fv[k]
+        low_v = low * fv[k]
+        j = np.uintp(np.int64(index[k]))
+        image[j] += low - low_v
+        image[j + step_v] += low_v
+        j += step_u
+        image[j] += high - high_v
+        image[j + step_v] += high_v
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
