@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -196,6 +196,7 @@ def train(
     *,
     kind: Kind = "random_forest",
     feature_set: str = "context",
+    without: Collection[str] = (),
     tune: bool = False,
     seed: int = 0,
     version: str = "",
@@ -209,6 +210,8 @@ def train(
     kind, feature_set
         See :data:`~recon.hotspots.models.DEFAULTS` and
         :data:`~recon.hotspots.models.FEATURE_SETS`.
+    without
+        Features of the set to leave out, for example those that the table cannot fill.
     tune
         Whether to choose settings by folds over patients; else the defaults.
     seed
@@ -219,14 +222,10 @@ def train(
     Raises
     ------
     InputError
-        If a name is unknown, labels are missing, only one class is there, or only one patient.
+        If a name is unknown, a feature has no value, labels are missing, only one class is
+        there, or only one patient.
     """
-    if feature_set not in models.FEATURE_SETS:
-        raise InputError(
-            f"a feature set must be one of {', '.join(models.FEATURE_SETS)}, but it is "
-            f"{feature_set!r}; choose one of these"
-        )
-    features = models.FEATURE_SETS[feature_set]
+    features = models.choose_features(cases, feature_set, without)
     y = crossval.checked_truth(cases)
     encoded = models.encode(cases, features)
     with threadpool_limits(1):
@@ -239,10 +238,12 @@ def train(
     about = {
         "version": version,
         "feature_set": feature_set,
+        "without": sorted(without),
         "training_sha256": cases.digest,
         "n_patients": cases.n_patients,
         "n_hotspots": len(cases),
         "n_malignant": int(y.sum()),
+        "n_simulated": cases.n_simulated,
         "seed": seed,
         "notes": list(cases.notes),
     }

@@ -79,8 +79,9 @@ class OutOfFold:
         Share of malignant cases in each fold. Shape (n_repeats, n_folds).
     params
         Chosen settings of each outer fold.
-    importance
-        Mean loss of AUC when a feature's values are dealt anew among held-out cases.
+    importance, importance_sd
+        Loss of AUC when a feature's values are dealt anew among held-out cases: mean and
+        standard deviation over the folds.
     """
 
     probability: F64
@@ -89,6 +90,7 @@ class OutOfFold:
     fold_prevalence: F64
     params: tuple[Mapping[str, Any], ...]
     importance: Mapping[str, float]
+    importance_sd: Mapping[str, float]
 
     @property
     def mean_probability(self) -> F64:
@@ -204,8 +206,9 @@ def cross_validate(
     losses = [r["loss"] for r in results if r["loss"]]
     names = losses[0] if losses else {}
     importance = {name: float(np.mean([loss[name] for loss in losses])) for name in names}
+    spread = {name: float(np.std([loss[name] for loss in losses])) for name in names}
     params = tuple(result["params"] for result in results)
-    return OutOfFold(probability, called, fold_auc, prevalence, params, importance)
+    return OutOfFold(probability, called, fold_auc, prevalence, params, importance, spread)
 
 
 def checked_truth(cases: Cases) -> NDArray[np.int8]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,8 +13,15 @@ from numpy.typing import NDArray
 from listmode.progress import SILENT, Progress
 from recon.hotspots import statistics
 from recon.hotspots.cases import TISSUES, Cases
-from recon.hotspots.crossval import OutOfFold, Plan, checked_truth, cross_validate
-from recon.hotspots.models import FEATURE_SETS, GRIDS, Kind
+from recon.hotspots.crossval import (
+    OutOfFold,
+    Plan,
+    checked_truth,
+    choose_params,
+    cross_validate,
+)
+from recon.hotspots.curves import roc_band
+from recon.hotspots.models import FEATURE_SETS, GRIDS, Kind, choose_features
 
 F64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -49,6 +57,7 @@ def summarise(cases: Cases, result: OutOfFold) -> dict[str, Any]:
             out["accuracy_by_tissue"][tissue] = float(right.mean())
     if result.importance:
         out["importance"] = dict(result.importance)
+        out["importance_sd"] = dict(result.importance_sd)
     return out
 
 
@@ -115,11 +124,57 @@ def baselines(cases: Cases) -> dict[str, Any]:
     return out
 
 
+def describe_cases(cases: Cases) -> dict[str, Any]:
+    """Say what a table holds: counts, agreement of the readers, what is known (JSON values)."""
+    y, first, second = (cases.labels[n] for n in ("malignant", "reader_1", "reader_2"))
+    out: dict[str, Any] = {
+        "n_patients": cases.n_patients,
+        "n_hotspots": len(cases),
+        "n_malignant": int((y > 0).sum()),
+        "n_simulated": cases.n_simulated,
+        "n_by_tissue": {
+            tissue: [int((y[cases.tissue == tissue] == k).sum()) for k in (0, 1)]
+            for tissue in TISSUES
+        },
+        "sha256": cases.digest,
+        "notes": list(cases.notes),
+        "columns": {},
+    }
+    if ((first >= 0) & (second >= 0)).any():
+        out["reader_kappa"] = statistics.cohen_kappa(first, second)
+        out["n_read_twice"] = int(((first >= 0) & (second >= 0)).sum())
+        out["n_readers_differ"] = int(((first >= 0) & (second >= 0) & (first != second)).sum())
+    for name, column in cases.numbers.items():
+        known = column[np.isfinite(column)]
+        quartiles = np.quantile(known, (0.25, 0.5, 0.75)).tolist() if known.size else None
+        out["columns"][name] = {"n_known": int(known.size), "quartiles": quartiles}
+    return out
+
+
+def estimate_seconds(
+    cases: Cases,
+    kinds: Sequence[Kind],
+    plan: Plan,
+    *,
+    both_folds: bool = True,
+    threads: int = 1,
+) -> float:
+    """Estimate how long :func:`evaluate` takes, s, from one grid search of each kind."""
+    start = time.perf_counter()
+    for kind in kinds:
+        choose_params(cases, kind, FEATURE_SETS["base"], seed=plan.seed)
+    one = (time.perf_counter() - start) * (1.0 - 1.0 / plan.n_folds)
+    n_rounds = 2 * plan.n_repeats * plan.n_folds * (2 if both_folds else 1)
+    return n_rounds * one / (1.0 if plan.tune else 8.0) / threads
+
+
 def evaluate(
     cases: Cases,
     *,
     kinds: Sequence[Kind] = tuple(GRIDS),
     plan: Plan | None = None,
+    feature_set: str = "context",
+    without: Collection[str] = (),
     both_folds: bool = True,
     n_permutations: int = 5,
     threads: int = 2,
@@ -135,6 +190,9 @@ def evaluate(
         Classifiers to judge.
     plan
         Folds; the default is 10 times 5, nested.
+    feature_set, without
+        What is compared with the hotspot alone, see
+        :func:`~recon.hotspots.models.choose_features`.
     both_folds
         Whether to show the leakage of hotspot-level folds beside the honest figure.
     n_permutations
@@ -152,26 +210,22 @@ def evaluate(
     Raises
     ------
     InputError
-        If labels are missing, only one class is there, or there are too few patients.
+        If labels are missing, only one class is there, there are too few patients, or a
+        feature has no value.
     """
     plan = plan or Plan()
-    y = checked_truth(cases)
+    checked_truth(cases)
+    features = {
+        "base": FEATURE_SETS["base"],
+        "context": choose_features(cases, feature_set, without),
+    }
     out: dict[str, Any] = {
         "plan": asdict(plan),
-        "data": {
-            "n_patients": cases.n_patients,
-            "n_hotspots": len(cases),
-            "n_malignant": int(y.sum()),
-            "sha256": cases.digest,
-            "notes": list(cases.notes),
-        },
+        "features": {name: list(each) for name, each in features.items()},
+        "data": describe_cases(cases),
         "baselines": baselines(cases),
         "models": {},
     }
-    if (cases.labels["reader_1"] >= 0).any() and (cases.labels["reader_2"] >= 0).any():
-        out["data"]["reader_kappa"] = statistics.cohen_kappa(
-            cases.labels["reader_1"], cases.labels["reader_2"]
-        )
     for kind in kinds:
         out["models"][kind] = {}
         for by_patient in (True, False) if both_folds else (True,):
@@ -180,13 +234,13 @@ def evaluate(
                 name: cross_validate(
                     cases,
                     kind,
-                    FEATURE_SETS[name],
+                    features[name],
                     one,
                     n_permutations=n_permutations if by_patient else 0,
                     threads=threads,
                     progress=progress,
                 )
-                for name in ("base", "context")
+                for name in features
             }
             out["models"][kind]["by_patient" if by_patient else "by_hotspot"] = {
                 **{name: summarise(cases, run) for name, run in runs.items()},
@@ -204,14 +258,18 @@ def _case_table(cases: Cases, runs: Mapping[str, OutOfFold]) -> dict[str, Any]:
         "malignant": y.tolist(),
         "patient": cases.patient.tolist(),
         "tissue": cases.tissue.tolist(),
+        "location": cases.location.tolist(),
+        "suv_max": cases.numbers["suv_max"].tolist(),
     }
     for name, run in runs.items():
         p = run.mean_probability
         false_positive, true_positive, _ = statistics.roc(y, p)
+        band = roc_band(y, p, cases.patient)
         curve = statistics.reliability(y, p, cases.patient)
         out[name] = {
             "probability": p.tolist(),
             "roc": [false_positive.tolist(), true_positive.tolist()],
+            "roc_band": {key: value.tolist() for key, value in band.items()},
             "reliability": {key: value.tolist() for key, value in curve.items()},
         }
     return out
@@ -223,10 +281,23 @@ def sweep_label_noise(
     kind: Kind = "random_forest",
     rates: Sequence[float] = (0.0, 0.05, 0.10),
     plan: Plan | None = None,
+    feature_set: str = "context",
+    without: Collection[str] = (),
     threads: int = 1,
+    progress: Progress = SILENT,
 ) -> list[dict[str, float]]:
-    """Flip a share of the training labels and judge by the true ones (JSON values)."""
+    """Flip a share of the training labels and judge by the true ones (JSON values).
+
+    Raises
+    ------
+    InputError
+        As :func:`evaluate`.
+    """
     plan = plan or Plan(n_repeats=1, tune=False)
+    features = {
+        "base": FEATURE_SETS["base"],
+        "context": choose_features(cases, feature_set, without),
+    }
     y = checked_truth(cases)
     rng = np.random.default_rng(plan.seed)
     order = rng.random(len(y))
@@ -234,14 +305,15 @@ def sweep_label_noise(
     for rate in rates:
         noisy = np.where(order < rate, 1 - y, y)
         row = {"rate": float(rate)}
-        for name in ("base", "context"):
+        for name, own in features.items():
             run = cross_validate(
                 cases,
                 kind,
-                FEATURE_SETS[name],
+                own,
                 plan,
                 training_labels=noisy,
                 threads=threads,
+                progress=progress,
             )
             row[f"auc_{name}"] = _mean_auc(y, run.probability)
         rows.append(row)

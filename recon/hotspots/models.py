@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -37,21 +37,22 @@ OTHERS_FEATURES = (
     "scan_suv_max_others",
     "region_suv_mean_others",
 )
+CT_FEATURES = ("hu_mean", "hu_max", "hu_sd")
 FEATURE_SETS = {
     "base": HOTSPOT_FEATURES,
     "context": HOTSPOT_FEATURES + CONTEXT_FEATURES,
     "context_others": HOTSPOT_FEATURES + OTHERS_FEATURES,
+    "context_ct": HOTSPOT_FEATURES + CONTEXT_FEATURES + CT_FEATURES,
 }
-"""Feature sets; the last leaves the hotspot itself out of the scan's maximum and the mean."""
+"""Feature sets. ``context_others`` leaves the hotspot itself out of the scan's maximum and the
+mean; ``context_ct`` adds the CT."""
 
 MAY_BE_MISSING = frozenset(
     {
         "primary_suv_max",
         "reference_suv_max",
         *OTHERS_FEATURES[-2:],
-        "hu_mean",
-        "hu_max",
-        "hu_sd",
+        *CT_FEATURES,
     }
 )
 
@@ -68,6 +69,47 @@ GRIDS: dict[Kind, list[dict[str, Any]]] = {
     "logistic_regression": [{"c": c} for c in (0.03, 0.3, 3.0)],
 }
 """Settings that the inner folds choose from. Fixed before the first run."""
+
+
+def choose_features(
+    cases: Cases, feature_set: str, without: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Give the features of a set, and make sure that the table can fill them.
+
+    Parameters
+    ----------
+    cases
+        What is learnt from.
+    feature_set
+        From :data:`FEATURE_SETS`.
+    without
+        Features of the set to leave out.
+
+    Raises
+    ------
+    InputError
+        If the set or a feature to leave out is unknown, nothing is left, or a feature has no
+        value in any case.
+    """
+    if feature_set not in FEATURE_SETS:
+        raise InputError(
+            f"a feature set must be one of {', '.join(FEATURE_SETS)}, but it is "
+            f"{feature_set!r}; choose one of these"
+        )
+    known = FEATURE_SETS[feature_set]
+    if unknown := set(without) - set(known):
+        raise InputError(
+            f"only features of the set ({', '.join(known)}) can be left out, but "
+            f"{', '.join(sorted(unknown))} is none; correct it"
+        )
+    features = tuple(name for name in known if name not in without)
+    empty = [n for n in features if n in NUMBERS and np.isnan(cases.numbers[n]).all()]
+    if empty or not features:
+        raise InputError(
+            "each feature needs a value in some hotspot, but the table has none for "
+            f"{', '.join(empty) or 'any'}; leave it out (--without) or measure it"
+        )
+    return features
 
 
 @dataclass(frozen=True, eq=False)

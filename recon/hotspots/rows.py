@@ -39,8 +39,9 @@ def read_rows(
         found = tuple(reader.fieldnames or ())
         rows = list(reader)
     except csv.Error as error:
+        line = reader.reader.line_num
         raise InputError(
-            f"{name} must be comma-separated text, but line {reader.reader.line_num} is not: {error}; "
+            f"{name} must be comma-separated text, but line {line} is not: {error}; "
             "correct that line"
         ) from None
     missing, extra = set(columns) - set(found), set(found) - set(columns)

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from recon.hotspots.crossval import Plan, cross_validate
-from recon.hotspots.evaluate import baselines, compare, evaluate, summarise, sweep_label_noise
-from recon.hotspots.models import FEATURE_SETS
+from recon.hotspots.evaluate import (
+    baselines,
+    compare,
+    describe_cases,
+    estimate_seconds,
+    evaluate,
+    summarise,
+    sweep_label_noise,
+)
+from recon.hotspots.models import FEATURE_SETS, Kind
 from tests.recon.hotspots.tables import simple
 
 QUICK = Plan(n_repeats=1, n_folds=3)
@@ -62,6 +72,49 @@ def test_baselines_by_hand() -> None:
     assert out["suv_max_from_7.2"]["sensitivity"] == pytest.approx(called[y].mean())
     assert out["suv_max_from_7.2"]["specificity"] == pytest.approx((~called)[~y].mean())
     assert out["majority_accuracy"] == pytest.approx(0.5)
+
+
+def test_description_of_a_table_by_hand() -> None:
+    cases = simple()
+    hu = np.full(len(cases), np.nan)
+    hu[:4] = [100.0, 200.0, 300.0, 400.0]
+    out = describe_cases(cases.with_numbers(hu_mean=hu))
+    assert out["columns"]["hu_mean"] == {"n_known": 4, "quartiles": [175.0, 250.0, 325.0]}
+    assert out["columns"]["suv_max_se"] == {"n_known": 0, "quartiles": None}
+    assert (out["n_read_twice"], out["n_readers_differ"]) == (120, 0)
+    bone = cases.tissue == "bone"
+    assert sum(out["n_by_tissue"]["bone"]) == bone.sum()
+    assert out["n_by_tissue"]["bone"][1] == cases.malignant[bone].sum()
+
+
+def test_ct_is_a_feature_and_a_feature_can_be_left_out() -> None:
+    rng = np.random.default_rng(0)
+    cases = simple()
+    hu = {name: rng.normal(300.0, 50.0, len(cases)) for name in ("hu_mean", "hu_max", "hu_sd")}
+    out = evaluate(
+        cases.with_numbers(**hu),
+        kinds=("logistic_regression",),
+        plan=Plan(1, 3, tune=False),
+        feature_set="context_ct",
+        without=("primary_suv_max",),
+        both_folds=False,
+        n_permutations=1,
+    )
+    assert "hu_sd" in out["features"]["context"]
+    assert "primary_suv_max" not in out["features"]["context"]
+    judged = out["models"]["logistic_regression"]["by_patient"]["context"]
+    assert set(judged["importance_sd"]) == set(judged["importance"]) >= {"hu_mean"}
+
+
+def test_estimate_counts_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid search that takes 1 s on all cases takes 0.8 s on four of five folds."""
+    clock = SimpleNamespace(perf_counter=itertools.count(100.0).__next__)
+    monkeypatch.setattr("recon.hotspots.evaluate.time", clock)
+    kinds: tuple[Kind, ...] = ("logistic_regression",)
+    whole = estimate_seconds(simple(), kinds, Plan(10, 5), threads=2)
+    assert whole == pytest.approx(0.8 * 2 * 10 * 5 * 2 / 2)  # sets, repeats, folds, both kinds
+    honest = estimate_seconds(simple(), kinds, Plan(10, 5), both_folds=False)
+    assert honest == pytest.approx(whole)
 
 
 def test_label_noise_costs_and_is_reported_a_rate() -> None:

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from listmode.errors import InputError
-from recon.hotspots.models import DEFAULTS, FEATURE_SETS, Kind, encode, fit
+from recon.hotspots.models import DEFAULTS, FEATURE_SETS, Kind, choose_features, encode, fit
 from tests.recon.hotspots.tables import simple
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -111,3 +111,19 @@ def test_refuses_more_neighbours_than_cases_and_unknown_kinds() -> None:
         fit("nearest_neighbours", {"k": 15}, values[:8], y[:8], 0)
     with pytest.raises(InputError, match=r"a classifier must be one of.*'svm'"):
         fit("svm", {}, values, y, 0)  # type: ignore[arg-type]
+
+
+def test_refuses_features_that_are_unknown_or_empty() -> None:
+    cases = simple()
+    assert choose_features(cases, "context", ["n_bone"]) == tuple(
+        name for name in FEATURE_SETS["context"] if name != "n_bone"
+    )
+    with pytest.raises(InputError, match=r"the table has none for hu_mean, hu_max, hu_sd"):
+        choose_features(cases, "context_ct")
+    with pytest.raises(InputError, match=r"can be left out, but hu_mean is none"):
+        choose_features(cases, "context", ["hu_mean"])
+    with pytest.raises(InputError, match=r"the table has none for any"):
+        choose_features(cases, "base", FEATURE_SETS["base"])
+    empty = cases.with_numbers(primary_suv_max=np.full(len(cases), np.nan))
+    with pytest.raises(InputError, match=r"none for primary_suv_max; leave it out"):
+        choose_features(empty, "context")
