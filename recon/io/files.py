@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from listmode.errors import InputError
@@ -38,6 +39,41 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
         raise InputError(
             f"{names} must be writable, but writing failed ({error.strerror}); nothing was "
             "left half-written: choose another folder or free some space"
+        ) from None
+
+
+def write_folder(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Write files into a new folder that takes its name when all of them are complete.
+
+    Raises
+    ------
+    InputError
+        If the folder holds files already (two series in one folder are read as one), or the
+        system refuses.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"the folder for a series must be new or empty, but {folder.name} is not; choose "
+            "another or empty it"
+        )
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        try:
+            partial.mkdir(parents=True)
+            for name, content in contents:
+                with (partial / name).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder.name} must be writable, but writing failed ({error.strerror}); nothing "
+            "was left half-written: choose another folder or free some space"
         ) from None
 
 

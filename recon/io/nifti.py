@@ -18,6 +18,7 @@ from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from recon.image import Grid, Unit, Volume
 from recon.io import files, sidecar
+from recon.io.sidecar import sidecar_path
 
 RAS_FROM_SCANNER = np.diag([-1.0, -1.0, 1.0, 1.0])
 RAS_FROM_SCANNER.setflags(write=False)
@@ -27,11 +28,6 @@ MAX_BYTES = 8 << 30  # an image that unpacks to more is refused, not tried
 
 _COMPRESSION = 6
 _Image: Any = nib.Nifti1Image  # nibabel has types in part only
-
-
-def sidecar_path(path: Path) -> Path:
-    """Name the JSON file beside an image: ``still.nii.gz`` has ``still.json``."""
-    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def save_volume(
@@ -104,7 +100,7 @@ def load_volume(path: Path, unit: Unit | None = None) -> Volume:
     """
     _check_name(path)
     image = _open(path)
-    about = _read_sidecar(path)
+    about = read_sidecar(path)
     unit = unit or _unit_of(about, path.name)
     values, grid = _to_scanner_frame(_voxels(image, path.name), image.affine, path.name)
     if unit == "label" and (values != np.rint(values)).any():
@@ -256,9 +252,16 @@ def _open(path: Path) -> Any:
     return image
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Read the sidecar of an image; empty if there is none.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or is not a JSON object.
+    """
     beside = sidecar_path(path)
-    return sidecar.decode(beside.read_bytes(), beside.name) if beside.is_file() else {}
+    return sidecar.decode(files.read_whole(beside), beside.name) if beside.is_file() else {}
 
 
 def _unit_of(about: dict[str, Any], name: str) -> Unit:

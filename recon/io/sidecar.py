@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from listmode.errors import InputError
@@ -15,7 +17,15 @@ from recon.image import Volume
 OWN_KEY = "stillpet"
 PURPOSE = "For research, not a medical device."
 
+HALF_LIFE_S = {"F18": 6586.2, "Ga68": 4069.7, "C11": 1221.8, "Cu64": 45724.0, "Zr89": 282294.0}
+"""By PET-BIDS name, s; Laboratoire National Henri Becquerel, Table of Radionuclides."""
+
 _BIDS_UNITS = {"SUV": "g/mL", "1/cm": "1/cm", "1": "unitless"}
+
+
+def sidecar_path(path: Path) -> Path:
+    """Name the JSON file beside an image: ``still.nii.gz`` has ``still.json``."""
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def make_sidecar(
@@ -76,6 +86,7 @@ def make_sidecar(
         "reference_time": "activity is corrected to tick zero of the listmode stream",
         "frame": "scanner frame in mm; NIfTI's RAS+ = diag(-1, -1, 1) x scanner frame",
         **({} if windows is None else {"windows_s": _pairs_s(windows)}),
+        **({} if protocol is None else _own_protocol(protocol)),
         "provenance": dict(volume.provenance),
     }
     return sidecar
@@ -90,7 +101,7 @@ def _protocol_keys(protocol: ScanProtocol) -> dict[str, Any]:
     activity = protocol.injected_activity_bq
     keys: dict[str, Any] = {
         "TracerName": protocol.tracer,
-        "TracerRadionuclide": _nuclide(protocol.half_life_s),
+        "TracerRadionuclide": nuclide(protocol.half_life_s),
         "RadionuclideHalfLife": protocol.half_life_s,  # not BIDS: DICOM's name
         "InjectedRadioactivity": None if activity is None else activity / 1e6,
         "InjectedRadioactivityUnits": None if activity is None else "MBq",
@@ -101,11 +112,19 @@ def _protocol_keys(protocol: ScanProtocol) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if value is not None}
 
 
-def _nuclide(half_life_s: float) -> str | None:
-    # half-lives, s: Laboratoire National Henri Becquerel, Table of Radionuclides
-    known = {"F18": 6586.2, "Ga68": 4069.7, "C11": 1221.8, "Cu64": 45724.0, "Zr89": 282294.0}
+def _own_protocol(protocol: ScanProtocol) -> dict[str, Any]:
+    """Give the protocol as it is, and the factor to SUV where it is known."""
+    factor = protocol.suv_per_bq_ml
+    return {
+        "protocol": asdict(protocol),
+        **({} if factor is None else {"suv_per_bq_ml": factor}),
+    }
+
+
+def nuclide(half_life_s: float) -> str | None:
+    """Name the nuclide of a half-life as PET-BIDS does; ``None`` if it is none of ours."""
     return next(
-        (n for n, t in known.items() if math.isclose(t, half_life_s, rel_tol=5e-3)), None
+        (n for n, t in HALF_LIFE_S.items() if math.isclose(t, half_life_s, rel_tol=5e-3)), None
     )
 
 

@@ -17,7 +17,8 @@ from listmode.errors import InputError
 from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from recon.image import Grid, Unit, Volume
-from recon.io.nifti import check_mu, load_volume, resample_to, save_volume, sidecar_path
+from recon.io.nifti import check_mu, load_volume, resample_to, save_volume
+from recon.io.sidecar import sidecar_path
 
 GRID = Grid((4, 5, 6), (2.0, 3.0, 4.0), (-11.0, 7.0, -31.0))
 IMAGE: Any = nib.Nifti1Image
