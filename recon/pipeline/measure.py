@@ -13,6 +13,7 @@ from recon.hotspots.segment import (
     Absolute,
     FixedSuv,
     FractionOfMax,
+    Segmentation,
     Threshold,
     UserMask,
     find_hotspots,
@@ -89,20 +90,43 @@ def measure_image(
     suv_per_bq_ml
         Factor to SUV, if known.
     """
+    segmentation = segment_image(
+        volume, labels=labels, mask=mask, settings=settings, suv_per_bq_ml=suv_per_bq_ml
+    )
+    return measure_hotspots(volume, segmentation, suv_per_bq_ml=suv_per_bq_ml)
+
+
+def segment_image(
+    volume: Volume,
+    *,
+    labels: LabelMap | None = None,
+    mask: Volume | None = None,
+    threshold: Threshold | None = None,
+    settings: HotspotSettings | None = None,
+    suv_per_bq_ml: float | None = None,
+) -> Segmentation:
+    """Find the hotspots of an image by the settings' rule, or by a threshold of the caller.
+
+    Parameters
+    ----------
+    volume, labels, mask, settings, suv_per_bq_ml
+        As for :func:`measure_image`.
+    threshold
+        Wins over the settings' rule and the mask, for example the liver's.
+    """
     wanted = settings or HotspotSettings()
     here = None if labels is None else labels.on(volume.grid)
     if mask is not None:
         mask = resample_to(mask, volume.grid)
-    segmentation = find_hotspots(
+    return find_hotspots(
         volume,
-        threshold=_threshold(wanted, mask, volume),
+        threshold=threshold or _threshold(wanted, mask, volume),
         labels=None if here is None else here.volume,
         label_names=None if here is None else here.names,
         physiological=PHYSIOLOGICAL if here is None else here.physiological,
         suv_per_bq_ml=suv_per_bq_ml,
         min_volume_ml=wanted.min_volume_ml if volume.unit == "SUV" else 0.0,
     )
-    return measure_hotspots(volume, segmentation, suv_per_bq_ml=suv_per_bq_ml)
 
 
 def find_in_file(
@@ -113,14 +137,18 @@ def find_in_file(
     settings: HotspotSettings | None = None,
 ) -> HotspotTable:
     """Find and measure the hotspots of an image file, in SUV where its sidecar allows."""
+    volume, factor = load_in_suv(path)
+    return measure_image(
+        volume, labels=labels, mask=mask, settings=settings, suv_per_bq_ml=factor
+    )
+
+
+def load_in_suv(path: Path) -> tuple[Volume, float | None]:
+    """Read an image, in SUV where its sidecar allows, and the factor from Bq/mL if known."""
     volume = load_volume(path)
     factor = volume.provenance.get("suv_per_bq_ml")
-    if volume.unit == "Bq/mL" and isinstance(factor, float):
+    if not isinstance(factor, float):
+        return volume, None
+    if volume.unit == "Bq/mL":
         volume = Volume(volume.values * factor, volume.grid, "SUV", volume.provenance)
-    return measure_image(
-        volume,
-        labels=labels,
-        mask=mask,
-        settings=settings,
-        suv_per_bq_ml=factor if isinstance(factor, float) else None,
-    )
+    return volume, factor
