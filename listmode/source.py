@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,10 +134,23 @@ class Listmode(ABC):
         del start_event, stop_event
         return None
 
+    def refresh(self) -> bool:
+        """Read again how much the file holds, where it may grow; most formats never do.
+
+        Events and ticks known before keep their numbers; ``stop_ms``, the tick index,
+        ``extent`` and ``is_complete`` follow the file.
+
+        Returns
+        -------
+        bool
+            Whether there is more, or the file was finished.
+        """
+        return False
+
     def close(self) -> None:  # noqa: B027  # optional: most formats hold nothing open
         """Release the file."""
 
-    def __enter__(self) -> Listmode:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

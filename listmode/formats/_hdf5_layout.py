@@ -11,17 +11,19 @@ import numpy as np
 
 from listmode.errors import InputError
 from listmode.scanner import BlockLayout, Scanner, TofModel
-from listmode.source import ScanProtocol
+from listmode.source import F32, ScanProtocol
 
 FORMAT = "stillpet listmode"
 VERSION = 1
+SUPERBLOCK_PLAIN, SUPERBLOCK_LIVE = 2, 3  # HDF5's own, as the two writers make it
 CHUNK_EVENTS = 1 << 16
 CHUNK_TICKS = 1 << 9  # what a killed writer may lose is less than a chunk: half a second
+LIVE_CHUNK_EVENTS = 1 << 14  # written again at each flush until it is full
 COLUMNS: Mapping[str, str] = {"crystal_a": "<u4", "crystal_b": "<u4", "tof_bin": "<i2"}
 TRUTH_DTYPE = "<u1"
 TICK_DTYPE = "<i8"
 
-_ARRAYS = {
+ARRAYS = {
     "crystal_position_mm": "mm",
     "crystal_normal": "1",
     "crystal_ring": "1",
@@ -31,14 +33,52 @@ _ARRAYS = {
 _PROTOCOL_TEXT = ("tracer", "patient_sex")
 
 
+def write_head(
+    file: h5py.File,
+    *,
+    scanner: Scanner,
+    protocol: ScanProtocol,
+    start_ms: int,
+    crystal_efficiency: F32 | None,
+    provenance: Mapping[str, str],
+    clock_zero: str,
+    notes: tuple[str, ...],
+    defects: tuple[str, ...],
+    is_live: bool = False,
+) -> None:
+    """Store all but the events; the file counts as incomplete from here on."""
+    file.attrs["complete"] = 0
+    if is_live:
+        file.attrs["layout"] = "live"
+    file.attrs["format"] = FORMAT
+    file.attrs["format_version"] = VERSION
+    file.attrs["start_ms"] = np.int64(start_ms)
+    file.attrs["clock_zero"] = clock_zero
+    file.attrs["notes"] = list(notes) or h5py.Empty("S1")
+    file.attrs["defects"] = list(defects) or h5py.Empty("S1")
+    write_scanner(file, scanner)
+    write_protocol(file, protocol)
+    group = file.create_group("provenance")
+    for key, text in provenance.items():
+        group.attrs[key] = text
+    if crystal_efficiency is not None:
+        dataset = file.create_dataset(
+            "normalisation/crystal_efficiency",
+            data=np.asarray(crystal_efficiency, np.float32),
+            fletcher32=True,
+            chunks=True,
+        )
+        dataset.attrs["unit"] = "1"
+
+
 def write_scanner(file: h5py.File, scanner: Scanner) -> None:
     """Store everything that the scanner description holds, bit for bit."""
     group = file.create_group("scanner")
     for field in fields(scanner):
         value = getattr(scanner, field.name)
-        if field.name in _ARRAYS:
+        if field.name in ARRAYS:
             dataset = group.create_dataset(field.name, data=value, fletcher32=True, chunks=True)
-            dataset.attrs["unit"] = _ARRAYS[field.name]
+            dataset.attrs["unit"] = ARRAYS[field.name]
         elif isinstance(value, TofModel | BlockLayout):
             part = group.create_group(field.name)
             for inner in fields(value):
@@ -67,7 +107,7 @@ def read_scanner(file: h5py.File) -> Scanner:
     try:
         group = file["scanner"]
         values: dict[str, Any] = {k: _plain(v) for k, v in group.attrs.items()}
-        values.update({name: group[name][...] for name in _ARRAYS})
+        values.update({name: group[name][...] for name in ARRAYS})
         values["tof"] = TofModel(**{k: _plain(v) for k, v in group["tof"].attrs.items()})
         if "layout" in group:
             values["layout"] = BlockLayout(

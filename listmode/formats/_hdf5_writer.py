@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import h5py
 import numpy as np
@@ -16,6 +15,7 @@ from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.formats import _hdf5_layout as layout
 from listmode.formats._atomic import GuardedFile, part_path, publish, write_error
+from listmode.formats._hdf5_columns import StreamColumns, check_append, check_efficiency
 from listmode.scanner import Scanner
 from listmode.source import ScanProtocol, Stream
 from listmode.windows import Windows
@@ -25,76 +25,6 @@ F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
 _STREAMS: tuple[Stream, Stream] = ("prompts", "delayeds")
-
-
-class _Column:
-    """One growing dataset that is written in whole chunks, so that a chunk never changes."""
-
-    def __init__(self, group: h5py.Group, name: str, dtype: str, chunk: int, unit: str) -> None:
-        self._dataset = group.create_dataset(
-            name, shape=(0,), maxshape=(None,), dtype=dtype, chunks=(chunk,), fletcher32=True
-        )
-        self._dataset.attrs["unit"] = unit
-        self._chunk = chunk
-        self._pending: list[NDArray[Any]] = []
-        self._n_pending = 0
-
-    def append(self, values: NDArray[Any]) -> bool:
-        """Take values; say whether whole chunks were written."""
-        self._pending.append(np.array(values, dtype=self._dataset.dtype))
-        self._n_pending += len(values)
-        if self._n_pending < self._chunk:
-            return False
-        self.write(self._n_pending - self._n_pending % self._chunk)
-        return True
-
-    def write(self, n: int | None = None) -> None:
-        """Write the first ``n`` waiting values, or all."""
-        values = np.concatenate(self._pending) if self._pending else np.empty(0)
-        n = len(values) if n is None else n
-        if n:
-            start = len(self._dataset)
-            self._dataset.resize((start + n,))
-            self._dataset[start:] = values[:n]
-        self._pending = [values[n:]]
-        self._n_pending = len(values) - n
-
-
-class _StreamWriter:
-    """The columns and the tick index of one stream."""
-
-    def __init__(self, group: h5py.Group, has_truth: bool) -> None:
-        columns = dict(layout.COLUMNS) | ({"truth": layout.TRUTH_DTYPE} if has_truth else {})
-        self._columns = {
-            name: _Column(group, name, dtype, layout.CHUNK_EVENTS, "1")
-            for name, dtype in columns.items()
-        }
-        self._ticks = _Column(
-            group, "tick_offset", layout.TICK_DTYPE, layout.CHUNK_TICKS, "events"
-        )
-        self._ticks.append(np.zeros(1, np.int64))
-        self.n_events = 0
-        self.n_ticks = 0
-
-    def append(self, batch: EventBatch, n_per_tick: I64, truth: U8 | None) -> bool:
-        arrays: dict[str, NDArray[Any]] = {
-            "crystal_a": batch.crystal_a,
-            "crystal_b": batch.crystal_b,
-            "tof_bin": batch.tof_bin,
-        }
-        if truth is not None:
-            arrays["truth"] = truth
-        wrote = [self._columns[name].append(values) for name, values in arrays.items()]
-        offset = self.n_events + np.cumsum(n_per_tick, dtype=np.int64)
-        wrote.append(self._ticks.append(offset))
-        self.n_events += len(batch)
-        self.n_ticks += len(n_per_tick)
-        return any(wrote)
-
-    def finish(self, n_ticks: int) -> None:
-        self._ticks.append(np.full(n_ticks - self.n_ticks, self.n_events, np.int64))
-        for column in (*self._columns.values(), self._ticks):
-            column.write()
 
 
 class ListmodeWriter:
@@ -151,62 +81,36 @@ class ListmodeWriter:
         self._has_truth = has_truth
         self._coverage = coverage
         self._part = part_path(self.path)
-        if crystal_efficiency is not None and crystal_efficiency.shape != (scanner.n_crystals,):
-            raise InputError(
-                f"crystal efficiencies must be one a crystal ({scanner.n_crystals}), but their "
-                f"shape is {crystal_efficiency.shape}; give one number a crystal"
-            )
+        check_efficiency(scanner, crystal_efficiency)
         try:
             self._disk = GuardedFile(self._part)
             self._file = h5py.File(self._disk, "w", libver=("v108", "v108"))
-            self._write_head(
-                protocol, crystal_efficiency, provenance or {}, clock_zero, notes, defects
+            layout.write_head(
+                self._file,
+                scanner=scanner,
+                protocol=protocol,
+                start_ms=start_ms,
+                crystal_efficiency=crystal_efficiency,
+                provenance=provenance or {},
+                clock_zero=clock_zero,
+                notes=notes,
+                defects=defects,
             )
+            self._streams = {
+                stream: StreamColumns(
+                    self._file.create_group(stream),
+                    has_truth=has_truth and stream == "prompts",
+                )
+                for stream in _STREAMS
+            }
+            if coverage is not None:
+                self._write_coverage(coverage)
+            self._flush()
         except BaseException as error:
             self._discard()
             if isinstance(error, OSError):
                 raise write_error(self.path, error) from None
             raise
-
-    def _write_head(
-        self,
-        protocol: ScanProtocol,
-        crystal_efficiency: F32 | None,
-        provenance: Mapping[str, str],
-        clock_zero: str,
-        notes: tuple[str, ...],
-        defects: tuple[str, ...],
-    ) -> None:
-        file = self._file
-        file.attrs["complete"] = 0
-        file.attrs["format"] = layout.FORMAT
-        file.attrs["format_version"] = layout.VERSION
-        file.attrs["start_ms"] = np.int64(self._start_ms)
-        file.attrs["clock_zero"] = clock_zero
-        file.attrs["notes"] = list(notes) or h5py.Empty("S1")
-        file.attrs["defects"] = list(defects) or h5py.Empty("S1")
-        layout.write_scanner(file, self._scanner)
-        layout.write_protocol(file, protocol)
-        group = file.create_group("provenance")
-        for key, text in provenance.items():
-            group.attrs[key] = text
-        if crystal_efficiency is not None:
-            dataset = file.create_dataset(
-                "normalisation/crystal_efficiency",
-                data=np.asarray(crystal_efficiency, np.float32),
-                fletcher32=True,
-                chunks=True,
-            )
-            dataset.attrs["unit"] = "1"
-        self._streams = {
-            stream: _StreamWriter(
-                file.create_group(stream), self._has_truth and stream == "prompts"
-            )
-            for stream in _STREAMS
-        }
-        if self._coverage is not None:
-            self._write_coverage(self._coverage)
-        self._flush()
 
     def _write_coverage(self, held: Windows) -> None:
         for name, ends in (("start_ms", held.start_ms), ("stop_ms", held.stop_ms)):
@@ -240,44 +144,15 @@ class ListmodeWriter:
             If counts and events disagree, an event does not fit the scanner, or the disk is
             full.
         """
-        self._check(stream, batch, np.asarray(n_per_tick), truth)
+        counts = np.asarray(n_per_tick, np.int64)
+        check_append(self._scanner, stream, batch, counts, truth, has_truth=self._has_truth)
         try:
-            if self._streams[stream].append(batch, np.asarray(n_per_tick), truth):
+            self._streams[stream].append(batch, counts, truth)
+            if self._streams[stream].write_whole_chunks():
                 self._flush()
         except OSError as error:
             self._discard()
             raise write_error(self.path, error) from None
-
-    def _check(
-        self, stream: Stream, batch: EventBatch, n_per_tick: I64, truth: U8 | None
-    ) -> None:
-        if n_per_tick.sum() != len(batch) or (n_per_tick < 0).any():
-            raise InputError(
-                f"the counts of the ticks must add up to the events, but {n_per_tick.sum()} "
-                f"are counted and {len(batch)} are given; count the events of each tick"
-            )
-        has_truth = self._has_truth and stream == "prompts"
-        if has_truth != (truth is not None) or (truth is not None and len(truth) != len(batch)):
-            raise InputError(
-                f"truth must be given for {'every event' if has_truth else 'no event'} of "
-                f"{stream}, but it is given for {0 if truth is None else len(truth)} of "
-                f"{len(batch)}; open the writer with has_truth to store it for prompts"
-            )
-        if not len(batch):
-            return
-        top, n = int(batch.crystal_b.max()), self._scanner.n_crystals
-        if top >= n:
-            raise InputError(
-                f"crystal numbers must be below {n} for scanner {self._scanner.name!r}, but "
-                f"one is {top}; write the file with the scanner of its events"
-            )
-        low, high = int(batch.tof_bin.min()), int(batch.tof_bin.max())
-        if low < 0 or high >= self._scanner.tof.n_bins:
-            raise InputError(
-                f"TOF bins must lie in 0-{self._scanner.tof.n_bins - 1} for scanner "
-                f"{self._scanner.name!r}, but they reach from {low} to {high}; "
-                "write the file with the scanner of its events"
-            )
 
     def close(self) -> None:
         """Pad both streams to the same number of ticks, mark the file complete and name it."""
@@ -290,7 +165,9 @@ class ListmodeWriter:
             )
         try:
             for stream in self._streams.values():
-                stream.finish(n_ticks)
+                stream.pad(n_ticks)
+                for column in stream.all():
+                    column.write()
             self._file.attrs["stop_ms"] = np.int64(self._start_ms + n_ticks)
             if self._coverage is None:
                 stop_ms = self._start_ms + n_ticks

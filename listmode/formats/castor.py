@@ -41,6 +41,12 @@ _FACTORS = {  # in the order they are stored
 _STREAMS: tuple[Stream, Stream] = ("prompts", "delayeds")
 
 
+def castor_files(path: Path) -> tuple[Path, ...]:
+    """Name the files that :func:`write_castor` makes for the header ``NAME.cdh``."""
+    endings = (".cdh", ".cdf", "_delayeds.cdh", "_delayeds.cdf", ".lut", ".hscan")
+    return tuple(path.parent / f"{path.stem}{e}" for e in (*endings, ".stillpet.json"))
+
+
 def write_castor(source: Listmode, path: str | Path, *, progress: Progress = SILENT) -> None:
     """Write a scan for CASToR: header, events, scanner look-up table and a sidecar.
 

@@ -19,10 +19,12 @@ from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.formats import _hdf5_layout as layout
 from listmode.formats._chunks import Column
+from listmode.formats._copy import copy_events, writer_like
 from listmode.formats._coverage import CoveredListmode
+from listmode.formats._hdf5_check import structure_faults
 from listmode.formats._hdf5_writer import ListmodeWriter
 from listmode.formats._mapped import map_file
-from listmode.formats.ticks import tick_runs
+from listmode.progress import SILENT, Progress
 from listmode.source import Listmode, Stream
 from listmode.windows import Windows
 
@@ -54,11 +56,17 @@ class Hdf5Listmode(CoveredListmode):
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
+        self._open()
+
+    def _open(self) -> None:
         self._mapped = map_file(self._path, "<u1")
-        if not _has_checked_metadata(self._mapped):
+        version = _superblock_version(self._mapped)
+        if version not in (layout.SUPERBLOCK_PLAIN, layout.SUPERBLOCK_LIVE):
             raise self._another_kind()
+        self._inode = self._path.stat().st_ino
         try:
-            self._file = h5py.File(self._path, "r")
+            is_live = version == layout.SUPERBLOCK_LIVE
+            self._file = h5py.File(self._path, "r", swmr=is_live)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"{self._path.name!r} must be an HDF5 file, but it cannot be opened as one "
@@ -95,7 +103,9 @@ class Hdf5Listmode(CoveredListmode):
         self.protocol = layout.read_protocol(self._file)
         self.clock_zero = str(attrs["clock_zero"])
         self.notes = _texts(attrs["notes"])
-        self.defects = _texts(attrs["defects"])
+        self.inherited_defects = _texts(attrs["defects"])
+        self.defects = self.inherited_defects
+        self.is_live = attrs.get("layout") == "live"
         self.is_complete = bool(attrs["complete"])
         self.start_ms = int(attrs["start_ms"])
         self.crystal_efficiency = None
@@ -113,7 +123,8 @@ class Hdf5Listmode(CoveredListmode):
         self._hold(held)
 
     def _read_ticks(self, stream: Stream) -> I64:
-        offset: I64 = self._file[stream]["tick_offset"][...].astype(np.int64, copy=False)
+        dataset = self._file[stream]["tick_offset"]
+        offset: I64 = dataset[...].astype(np.int64, copy=False)
         offset.setflags(write=False)
         return offset
 
@@ -122,19 +133,22 @@ class Hdf5Listmode(CoveredListmode):
 
     def _salvage(self) -> None:
         """Keep the ticks whose events all arrived in both streams."""
-        n_ticks = min(
-            int(np.searchsorted(self._offset[s], self._n_stored(s), side="right"))
+        n_entries = min(
+            int(np.searchsorted(_ascending(self._offset[s]), self._n_stored(s), side="right"))
             for s in _STREAMS
         )
-        if n_ticks < 2:
+        if n_entries < 2:
             raise InputError(
-                f"{self._path.name!r} must be complete, but its writer stopped before one tick "
-                "was stored; write it again"
+                f"{self._path.name!r} must hold at least one tick, but its writer has stored "
+                "none; open it again once it has, or write it again if it stopped"
             )
-        self._offset = {s: self._offset[s][:n_ticks] for s in _STREAMS}
+        self._offset = {s: self._offset[s][:n_entries] for s in _STREAMS}
+        if self.is_live:
+            state = "live (complete = 0): its writer still writes or was stopped"
+        else:
+            state = "incomplete (complete = 0): its writer did not finish"
         self.defects += (
-            f"the file is incomplete (complete = 0): its writer did not finish; the first "
-            f"{n_ticks - 1} ms of ticks are whole and are read",
+            f"the file is {state}; the first {n_entries - 1} ms of ticks are whole and read",
         )
 
     def _check_index(self) -> None:
@@ -150,6 +164,36 @@ class Hdf5Listmode(CoveredListmode):
                     f"{self._path.name!r}: the tick index of {stream} must ascend from 0 to at "
                     f"most {stored} (the events stored), but it does not; copy the file again"
                 )
+
+    def check_structure(self) -> tuple[str, ...]:
+        """Compare names, types, units, checksums and lengths with the layout's specification.
+
+        Returns
+        -------
+        tuple of str
+            What is wrong, one line each. A live or unfinished file is not looked at: it says
+            itself that it is incomplete.
+        """
+        if not self.is_complete:
+            return ()
+        return structure_faults(self._file, self.start_ms, self.stop_ms)
+
+    def refresh(self) -> bool:
+        """Read again how much a growing file holds; see :meth:`Listmode.refresh`.
+
+        Raises
+        ------
+        InputError
+            If the file was removed or damaged since.
+        """
+        if self.is_complete:
+            return False
+        before = self.stop_ms
+        is_replaced = not self._path.exists() or self._path.stat().st_ino != self._inode
+        self.close()
+        self.__dict__.pop("_hash", None)
+        self._open()
+        return is_replaced or self.stop_ms != before
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -211,7 +255,9 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(str(text) for text in np.atleast_1d(value))
 
 
-def cut_listmode(source: Listmode, windows: Windows, path: str | Path) -> None:
+def cut_listmode(
+    source: Listmode, windows: Windows, path: str | Path, *, progress: Progress = SILENT
+) -> None:
     """Write the events of a union of windows to a new file that keeps the clock.
 
     The new file runs from the first window's start to the last window's stop; ticks between
@@ -234,52 +280,26 @@ def cut_listmode(source: Listmode, windows: Windows, path: str | Path) -> None:
     """
     source.check_windows(windows)
     kept = windows.merged()
-    provenance = {k: v for k, v in source.provenance.items() if k not in ("sha256", "format")}
-    with ListmodeWriter(
-        path,
-        scanner=source.scanner,
-        protocol=source.protocol,
-        start_ms=int(kept.start_ms[0]),
-        crystal_efficiency=source.crystal_efficiency,
-        has_truth=source.read_truth(0, 0) is not None,
-        provenance=provenance | {"cut_from_sha256": source.file_hash, "windows": str(kept)},
-        clock_zero=source.clock_zero,
-        coverage=kept,
-        notes=source.notes,
-        defects=source.defects,
-    ) as writer:
-        for stream in _STREAMS:
-            _copy_windows(source, stream, kept, writer)
+    origin = {"cut_from_sha256": source.file_hash, "windows": str(kept)}
+    with writer_like(source, path, kept, provenance=origin) as writer:
+        copy_events(source, kept, writer, progress=progress)
 
 
-def _copy_windows(
-    source: Listmode, stream: Stream, kept: Windows, writer: ListmodeWriter
-) -> None:
-    offset = source.tick_offset(stream)
-    previous = int(kept.start_ms[0])
-    has_truth = stream == "prompts" and source.read_truth(0, 0) is not None
-    for start, stop in kept:
-        writer.append(
-            stream,
-            EventBatch.empty(),
-            np.zeros(start - previous, np.int64),
-            np.empty(0, np.uint8) if has_truth else None,
-        )
-        for first, last in tick_runs(source, start, stop, stream):
-            ticks = offset[first - source.start_ms : last - source.start_ms + 1]
-            a, b = int(ticks[0]), int(ticks[-1])
-            truth = source.read_truth(a, b) if has_truth else None
-            writer.append(stream, source.read(stream, a, b), np.diff(ticks), truth)
-        previous = stop
+def _superblock_version(mapped: NDArray[np.uint8]) -> int:
+    """Give the version of a file's superblock, or -1 if it has none at its start.
 
-
-def _has_checked_metadata(mapped: NDArray[np.uint8]) -> bool:
-    """Say whether a file has the superblock of version 2, as our writer makes it.
-
-    Its metadata carry checksums. In older files they do not, and the HDF5 library crashes the
-    process over damaged ones (1 of 200 files with a few flipped bits).
+    Our writers make versions 2 (plain) and 3 (live), whose metadata carry checksums. In older
+    files they do not, and the HDF5 library crashes the process over damaged ones (1 of 200
+    files with a few flipped bits).
     """
-    return mapped.size > 8 and mapped[:8].tobytes() == _SIGNATURE and mapped[8] == 2
+    is_hdf5 = mapped.size > 8 and mapped[:8].tobytes() == _SIGNATURE
+    return int(mapped[8]) if is_hdf5 else -1
+
+
+def _ascending(offset: I64) -> I64:
+    """Give the part of an index up to where it no longer ascends: what was never written."""
+    stop = np.flatnonzero((np.diff(offset) < 0) | (offset[1:] < 0))
+    return offset[: stop[0] + 1] if stop.size else offset
 
 
 def recognise(path: Path, head: bytes) -> bool:
@@ -289,6 +309,6 @@ def recognise(path: Path, head: bytes) -> bool:
 
 
 def open_file(path: Path, header: Path | None) -> Hdf5Listmode:
-    """Open a stillpet HDF5 file; it needs no header."""
+    """Open a stillpet HDF5 file, once a child process has; it needs no header."""
     del header
     return Hdf5Listmode(path)

@@ -83,7 +83,7 @@ class Info:
         return plain
 
 
-def describe(listmode: Listmode, bin_ms: int = 1000) -> Info:
+def describe(listmode: Listmode, bin_ms: int | None = None) -> Info:
     """Describe an open listmode file without reading its events.
 
     Parameters
@@ -91,13 +91,15 @@ def describe(listmode: Listmode, bin_ms: int = 1000) -> Info:
     listmode
         Any open file.
     bin_ms
-        Length of a bin of the count rates, ms.
+        Length of a bin of the count rates, ms; 1 s, or less for a scan of less than a minute.
 
     Raises
     ------
     InputError
         If the bin length is not positive.
     """
+    if bin_ms is None:
+        bin_ms = _bin_length(listmode.stop_ms - listmode.start_ms)
     if bin_ms < 1:
         raise InputError(
             f"a bin of count rates must last at least 1 ms, but {bin_ms} ms was asked for; "
@@ -137,6 +139,12 @@ def describe(listmode: Listmode, bin_ms: int = 1000) -> Info:
         protocol=protocol,
         activity_at_zero_bq=protocol.activity_at_zero_bq,
     )
+
+
+def _bin_length(duration_ms: int) -> int:
+    """Choose the longest bin of at most 1 s that gives 60 bins."""
+    lengths = (1000, 500, 200, 100, 50, 20, 10, 5, 2)
+    return next((ms for ms in lengths if duration_ms >= 60 * ms), 1)
 
 
 def _held(listmode: Listmode, edges: I64) -> I64:

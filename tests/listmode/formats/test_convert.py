@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -15,15 +11,14 @@ import pytest
 
 from listmode.errors import InputError
 from listmode.formats import open_listmode
-from listmode.formats._hdf5_layout import CHUNK_EVENTS, CHUNK_TICKS
+from listmode.formats._hdf5_layout import CHUNK_EVENTS
 from listmode.formats.convert import (
     convert_listmode,
     repair_listmode,
     thin_listmode,
-    validate_listmode,
 )
 from listmode.formats.hdf5 import cut_listmode
-from listmode.memory import MemoryListmode
+from listmode.formats.validate import validate_listmode
 from listmode.source import Stream
 from listmode.windows import Windows
 from tests.strategies import joined, random_scan, same_events
@@ -180,60 +175,3 @@ def test_file_without_a_readable_tick_cannot_be_repaired(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"at least one tick of 'scan\.h5' must be readable"):
         repair_listmode(tmp_path / "scan.h5", tmp_path / "new.h5")
     assert not (tmp_path / "new.h5").exists()
-
-
-ENDLESS = """
-import sys
-import numpy as np
-from listmode.formats.hdf5 import ListmodeWriter
-from tests.strategies import random_scan
-scan = random_scan(1, n_prompts=40_000, n_delayeds=9_000, n_ticks=50)
-with ListmodeWriter(sys.argv[1], scanner=scan.scanner, protocol=scan.protocol) as writer:
-    for k in range(10_000):
-        writer.append("prompts", scan.prompts, np.diff(scan.prompts_offset))
-        writer.append("delayeds", scan.delayeds, np.diff(scan.delayeds_offset))
-        print(k, flush=True)
-"""
-
-
-def _ticks_flushed(scan: MemoryListmode, n_appends: int) -> int:
-    """Count the ticks whose chunks are all full after a number of appends of the scan."""
-    ticks = [(n_appends * 50 + 1) // CHUNK_TICKS * CHUNK_TICKS - 1]
-    for stream in STREAMS:
-        per_tick = np.resize(np.diff(scan.tick_offset(stream)), n_appends * 50)
-        full = n_appends * scan.n_events(stream) // CHUNK_EVENTS * CHUNK_EVENTS
-        ticks.append(int((np.cumsum(per_tick) <= full).sum()))
-    return min(ticks)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
-def test_killed_writer_leaves_a_file_that_gives_what_it_had_flushed(tmp_path: Path) -> None:
-    """Five kills at random moments; whole ticks, in order, none lost and none twice."""
-    scan = random_scan(1, n_prompts=40_000, n_delayeds=9_000, n_ticks=50)
-    rng = np.random.default_rng(20240501)
-    for trial in range(5):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", ENDLESS, str(tmp_path / "scan.h5")],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[3],
-        )
-        assert writer.stdout is not None
-        for _ in range(int(rng.integers(20, 120))):
-            done = int(writer.stdout.readline())
-        time.sleep(float(rng.uniform(0.0, 0.02)))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
-        (part,) = tmp_path.glob(".scan.h5.*.part")
-        repair_listmode(part, tmp_path / f"saved{trial}.h5")
-        part.unlink()
-        with open_listmode(tmp_path / f"saved{trial}.h5") as saved:
-            held = saved.extent.covers(np.arange(saved.stop_ms))
-            assert held[: _ticks_flushed(scan, done + 1)].all()
-            per_tick = np.resize(np.diff(scan.prompts_offset), saved.stop_ms)
-            assert np.array_equal(np.diff(saved.tick_offset()), np.where(held, per_tick, 0))
-            written = np.resize(scan.prompts.crystal_a, per_tick.sum())
-            kept = np.repeat(held, per_tick)
-            assert np.array_equal(joined(list(saved.events())).crystal_a, written[kept])
-    assert not (tmp_path / "scan.h5").exists()
