@@ -42,6 +42,23 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
         ) from None
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises
+    ------
+    InputError
+        If the system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the folder {folder.name} must be writable, but making it failed "
+            f"({error.strerror}); choose another"
+        ) from None
+
+
 def write_folder(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
     """Write files into a new folder that takes its name when all of them are complete.
 
