@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from listmode.formats import open_listmode
-from listmode.formats.info import describe
 from listmode.windows import Windows
-from recon.cli import console, text
+from recon.cli import console, files, text
 from recon.cli.options import (
     RESEARCH,
     AsJson,
@@ -100,17 +99,7 @@ def _load_labels(path: Path | None) -> LabelMap | None:
     return None if path is None else load_labels(path)
 
 
-@app.command(epilog=RESEARCH)
-def info(file: ScanFile, out: KeepIn = None, as_json: AsJson = False) -> None:
-    """Say what a listmode file holds: scanner, counts, rates, dose, defects, clock zero.
-
-    With ``-o`` it writes info.json.
-    """
-    with console.session(as_json=as_json) as run, open_listmode(file) as listmode:
-        result = describe(listmode)
-        if out is not None:
-            save_json(make_folder(out) / "info.json", result.to_dict())
-        run.finish(result.to_dict(), text.info_lines(result))
+app.add_typer(files.app)
 
 
 @app.command(epilog=RESEARCH)

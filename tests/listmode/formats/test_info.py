@@ -55,10 +55,16 @@ def test_bins_without_length_are_refused() -> None:
 
 @pytest.mark.outside
 def test_real_scan_is_described_with_all_its_events(outside_data: Path) -> None:
-    info = describe(open_listmode(outside_data / "stir" / "small_listmode_file.l"))
+    info = describe(open_listmode(outside_data / "stir" / "small_listmode_file.l"), bin_ms=1000)
     assert (info.n_prompts, info.n_delayeds) == (218_881, 35_320)
     assert info.tags["time tags"] == 613
     assert info.prompts_hz[0] == pytest.approx(357.6e3, rel=0.003)
     assert info.delayeds_hz[0] == pytest.approx(57.7e3, rel=0.003)
     assert info.scanner_name == "mmr"
     assert info.tof_fwhm_ps is None
+
+
+@pytest.mark.parametrize(("n_ticks", "n_bins"), [(59, 59), (119, 119), (120, 60), (90_500, 91)])
+def test_bins_are_a_second_or_less_where_the_scan_is_short(n_ticks: int, n_bins: int) -> None:
+    info = describe(random_scan(1, n_ticks=n_ticks))
+    assert len(info.rate_start_s) == n_bins
