@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.textbook import Textbook, body_events
+from benchmarks.updates import measure, time_alternately
 from listmode.events import EventBatch
 from listmode.formats import open_listmode
 from listmode.formats.scanner_file import load_scanner
 from listmode.histogram import accumulate
-from listmode.memory import MemoryListmode
 from listmode.progress import SILENT, Progress
 from listmode.scanner import Scanner
 from listmode.simulate.generate import simulate_scan
 from listmode.simulate.phantom import pregnant_phantom
 from listmode.simulate.protocols import LOW_DOSE_FDG
-from listmode.source import Listmode, ScanProtocol
-from recon.events_store import store_events
+from listmode.source import Listmode
 from recon.image import Grid
-from recon.osem import OsemSettings, osem
 from recon.pipeline.benchmark import BenchmarkRow
 from recon.pipeline.images import choose_grid
-from recon.projector import RayModel, TaskPlan, back, forward
+from recon.projector import back, forward
 
-ROUNDS = 3
 SECONDS_OF_SCAN = {False: 6.0, True: 1.5}  # of the low-dose scan: 340,000 prompts a second
-
-
-def time_alternately(
-    work: dict[str, Callable[[], object]], rounds: int = ROUNDS
-) -> dict[str, float]:
-    """Give the median seconds of each piece of work; one run before timing compiles it."""
-    for run in work.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def run_suite(
@@ -69,7 +48,7 @@ def run_suite(
             grid = choose_grid(scanner)
             rows += _projectors(scanner, grid, events, threads)
             bar.advance(1)
-            rows += _updates(scanner, grid, 500_000 if is_quick else 2_000_000, threads)
+            rows += _updates(500_000 if is_quick else 4_000_000, threads, is_quick=is_quick)
             bar.advance(1)
     return rows
 
@@ -137,40 +116,22 @@ def _projectors(
     ]
 
 
-def _updates(scanner: Scanner, grid: Grid, n_events: int, threads: int) -> list[BenchmarkRow]:
-    """Compare one EM update with the textbook's, and all threads with one."""
-    events = body_events(scanner, n_events)
-    held = MemoryListmode(scanner, ScanProtocol(), events, np.array([0, n_events]))
-    ones = np.ones(grid.shape, np.float32)
-    settings = OsemSettings(n_iterations=1, n_subsets=1, psf_fwhm_mm=0.0)
-    plain = Textbook(scanner, grid, events)
-    additive = np.full(n_events, 0.1, np.float32)
-    plan = TaskPlan(RayModel.make(grid, scanner, n_sigma=settings.n_sigma))
-    with store_events(held, held.extent, plan, threads=threads) as store:
-
-        def update(n_threads: int) -> object:
-            return next(
-                osem(store, ones, grid, calibration=1.0, settings=settings, threads=n_threads)
-            )
-
-        times = time_alternately(
-            {
-                "textbook": lambda: plain.update(ones, additive, threads),
-                "one": lambda: update(1),
-                "all": lambda: update(threads),
-            }
-        )
-    size = f"{n_events / 1e6:g} M events"
-    ratio = times["textbook"] / times["all"]
-    return [
-        BenchmarkRow(
-            f"textbook update, {size}, {threads} threads", n_events / times["textbook"]
-        ),
-        BenchmarkRow(
-            f"EM update, {size}, {threads} threads", n_events / times["all"], ratio, "textbook"
-        ),
-        BenchmarkRow(
-            f"EM update, {size}, {threads} threads", n_events / times["all"],
-            times["one"] / times["all"], "1 thread",
-        ),
-    ]  # fmt: skip
+def _updates(n_events: int, threads: int, *, is_quick: bool) -> list[BenchmarkRow]:
+    """Compare one EM update with the textbook's, with the recipe's, and threads with one."""
+    rows = []
+    cases: list[tuple[float, int, tuple[str, ...]]] = [
+        (3.3, n_events, ("textbook", "recipe", "one_thread"))
+    ]
+    if not is_quick:
+        cases.append((1.65, 2 * n_events, ("recipe",)))
+    for voxel_mm, n, against in cases:
+        rates = measure(voxel_mm, n, threads=threads, against=against)
+        what = f"EM update, {n / 1e6:g} M events, {voxel_mm:g} mm, {threads} threads"
+        for name, rate in (
+            ("textbook", rates.textbook),
+            ("recipe", rates.recipe),
+            ("1 thread", rates.one_thread),
+        ):
+            if rate is not None:
+                rows.append(BenchmarkRow(what, rates.stillpet, rates.stillpet / rate, name))
+    return rows

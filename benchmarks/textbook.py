@@ -43,7 +43,7 @@ def body_events(scanner: Scanner, n_events: int, seed: int = 1) -> EventBatch:
     parts: list[tuple[NDArray[Any], ...]] = []
     n_found = 0
     while n_found < n_events:
-        n = 2 * n_events
+        n = min(2 * n_events, 1_000_000)  # a share at a time: memory stays flat
         r, phi = np.sqrt(rng.random(n)), rng.random(n) * 2 * np.pi
         x, y = 150 * r * np.cos(phi), 100 * r * np.sin(phi)
         z = rng.uniform(-half, half, n)

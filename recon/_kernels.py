@@ -133,20 +133,23 @@ def walk(
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def bucket_events(
     ends, voxel_mm, crystal_a, crystal_b, tof_bin, tof_centre_mm, reach_mm, shape, task_size,
-    block_size, n_parts, out,
+    block_size, n_slopes, n_parts, out,
 ):  # fmt: skip
-    """Write each event's bucket: where its TOF centre lies, and its principal axis.
+    """Write each event's bucket: where its TOF centre lies, and its direction.
 
     Buckets are numbered by task (a column along x of ``task_size`` voxels in y and z), then by
-    block of ``block_size`` voxels within it, then by axis. With ``n_parts`` above zero a task
-    is a part of the crystal pairs instead, and the block that of the LOR's middle. Events whose
-    ray misses the image get -1.
+    block of ``block_size`` voxels within it, then by principal axis, then by the slopes along
+    the two other axes, ``n_slopes`` classes each. With ``n_parts`` above zero a task is a part
+    of the crystal pairs instead, and the block that of the LOR's middle. Events whose ray
+    misses the image get -1.
     """
     nx, ny, nz = shape
     per_task = task_size // block_size
     blocks_x = (nx + block_size - 1) // block_size
     tasks_z = (nz + task_size - 1) // task_size
-    n_inner = blocks_x * per_task * per_task * 3
+    n_directions = 3 * n_slopes * n_slopes
+    n_inner = blocks_x * per_task * per_task * n_directions
+    half = 0.5 * n_slopes
     n_tasks = tasks_z * ((ny + task_size - 1) // task_size)
     for e in range(crystal_a.size):
         a, b = crystal_a[e], crystal_b[e]
@@ -166,7 +169,10 @@ def bucket_events(
         task = (y // task_size) * tasks_z + z // task_size
         block = (x // block_size * per_task + y % task_size // block_size) * per_task
         block += z % task_size // block_size
-        inner = block * 3 + principal_axis(dx, dy, dz)
+        slope_u = min(int((1 + ray[5]) * half), n_slopes - 1)
+        slope_v = min(int((1 + ray[6]) * half), n_slopes - 1)
+        axis = principal_axis(dx, dy, dz)
+        inner = block * n_directions + (axis * n_slopes + slope_u) * n_slopes + slope_v
         if n_parts:
             inner += task * n_inner
             out[e] = (a + b) % n_parts * n_tasks * n_inner + inner

@@ -28,7 +28,10 @@ Work = Callable[[int, int, int], Any]
 ENTRIES_PER_SIGMA = 512  # of the TOF table; its rounding error is 2e-4 of a weight, unbiased
 FAR_MM = 1e9
 EVENTS_PER_TASK = 1 << 16
-BLOCK_VOXELS = 8  # events of one block share an L2-sized part of the image
+# Events of one block and alike in direction touch the same cache lines: against blocks of 8 in
+# order of the axis alone an update gains 10 % at 3.3 mm and 20 % at 1.65 mm.
+BLOCK_VOXELS = 16
+N_SLOPES = 4
 TASK_VOXELS = 16
 N_PRIVATE_IMAGES = 4  # without TOF, however many threads there are
 
@@ -177,9 +180,20 @@ class TaskPlan:
     beyond it. Tasks that could touch the same voxels run one after the other, always in the
     same order; the others run together. Without TOF rays cross the whole image, and each of
     four fixed parts of the crystal pairs has an image of its own, summed in order.
+
+    Parameters
+    ----------
+    rays
+        Of the scanner and grid.
+    block_voxels
+        Size of the blocks that a task's events are ordered by; it divides the task's.
+    n_slopes
+        Classes of each of the two slopes that a block's events are ordered by.
     """
 
     rays: RayModel
+    block_voxels: int = BLOCK_VOXELS
+    n_slopes: int = N_SLOPES
 
     @property
     def n_parts(self) -> int:
@@ -201,8 +215,14 @@ class TaskPlan:
 
     @property
     def _n_inner(self) -> int:
-        per_task = TASK_VOXELS // BLOCK_VOXELS
-        return -(-self.rays.shape[0] // BLOCK_VOXELS) * per_task**2 * 3
+        n_blocks = -(-self.rays.shape[0] // self.block_voxels)
+        n_blocks *= (TASK_VOXELS // self.block_voxels) ** 2
+        return n_blocks * 3 * self._n_slopes**2
+
+    @property
+    def _n_slopes(self) -> int:
+        """Classes of slopes; one where events are spread over the parts' many buckets."""
+        return 1 if self.n_parts else self.n_slopes
 
     @property
     def n_tasks(self) -> int:
@@ -232,7 +252,7 @@ class TaskPlan:
             _kernels.bucket_events(
                 rays.ends, rays.voxel_mm, events.crystal_a[part], events.crystal_b[part],
                 events.tof_bin[part], rays.tof_centre_mm, rays.reach_mm, rays.shape,
-                TASK_VOXELS, BLOCK_VOXELS, self.n_parts, out[part],
+                TASK_VOXELS, self.block_voxels, self._n_slopes, self.n_parts, out[part],
             )  # fmt: skip
 
         run_in_threads(work, range(0, len(events), EVENTS_PER_TASK), threads)
