@@ -1,6 +1,10 @@
 """The command line: parse, call a public function, write."""
 
+from recon.cli import cases, cohorts
 from recon.cli.commands import app
+
+app.add_typer(cases.app)
+app.add_typer(cohorts.app)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from listmode.errors import InputError
 from recon.hotspots.cases import Cases, add_context
-from recon.hotspots.features import CtFeatures, HotspotTable
+from recon.hotspots.features import CtFeatures, Hotspot, HotspotTable
 from recon.hotspots.places import Place, place_of, plain_name
 from recon.hotspots.symmetry import Reference
 
@@ -48,6 +48,7 @@ def describe_patient(
     primary_suv_max: float | None = None,
     suv_max_se: Sequence[float] | None = None,
     ct: Sequence[CtFeatures] | None = None,
+    excluded: Collection[int] = (),
     origin: str = "image",
 ) -> Described:
     """Make the cases of one patient from measured hotspots.
@@ -72,14 +73,16 @@ def describe_patient(
         Standard error of each row's SUVmax; without it the table's own.
     ct
         From :func:`~recon.hotspots.features.measure_ct`, one a row.
+    excluded
+        Hotspots (ids) whose uptake the user calls physiological.
     origin
         From :data:`~recon.hotspots.cases.ORIGINS`; say so if the scan was simulated.
 
     Raises
     ------
     InputError
-        If there is not one reference a row, SUV is unknown, or no hotspot is in bone or lymph
-        node.
+        If there is not one reference a row, SUV is unknown, an id to exclude is unknown, or no
+        hotspot is in bone or lymph node.
     """
     if len(references) != len(table):
         raise InputError(
@@ -91,21 +94,20 @@ def describe_patient(
             "cases are described in SUV, but the SUV of this table is unknown; give injected "
             "activity and weight"
         )
+    if strange := set(excluded) - {row.id for row in table}:
+        raise InputError(
+            f"only hotspots 1 to {len(table)} can be excluded, but "
+            f"{', '.join(map(str, sorted(strange)))} was asked for; look the id up in the table"
+        )
     unknown = CtFeatures(math.nan, math.nan, math.nan)
     hu = [unknown] * len(table) if ct is None else list(ct)
     errors = [r.suv_max_se for r in table] if suv_max_se is None else list(suv_max_se)
     kept, left_out = [], []
-    main = [r.suv_max for r in table if plain_name(r.label) in primary]
+    main = [r.suv_max for r in table if plain_name(r.label) in primary and r.id not in excluded]
     for k, row in enumerate(table):
         place = place_of(row.label)
-        if row.is_physiological:
-            left_out.append((row.id, "physiological"))
-        elif plain_name(row.label) in primary:
-            left_out.append((row.id, "primary tumour"))
-        elif not place.tissue:
-            left_out.append(
-                (row.id, f"neither bone nor lymph node: {row.label or 'no region'}")
-            )
+        if why := _why_left_out(row, place, primary, excluded):
+            left_out.append((row.id, why))
         else:
             kept.append((k, row, place))
     if not kept:
@@ -139,6 +141,20 @@ def describe_patient(
         tuple(place for _, _, place in kept),
         tuple(left_out),
     )
+
+
+def _why_left_out(
+    row: Hotspot, place: Place, primary: Collection[str], excluded: Collection[int]
+) -> str:
+    if row.id in excluded:
+        return "physiological: the user says so"
+    if row.is_physiological:
+        return "physiological"
+    if plain_name(row.label) in primary:
+        return "primary tumour"
+    if not place.tissue:
+        return f"neither bone nor lymph node: {row.label or 'no region'}"
+    return ""
 
 
 def join_patients(patients: Sequence[Cases]) -> Cases:

@@ -242,6 +242,7 @@ def reliability(
     """
     truth, probability = _checked(y, p)
     _, owner = np.unique(np.asarray(patient), return_inverse=True)
+    n_bins = min(n_bins, truth.size)
     rank = stats.rankdata(probability, method="ordinal") - 1
     bin_ = (rank * n_bins // truth.size).astype(np.int64)
     n = np.bincount(bin_, minlength=n_bins).astype(np.float64)

@@ -6,6 +6,9 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from listmode.errors import InputError
 from recon.hotspots.cases import Cases
 from recon.hotspots.classify import Classifier
@@ -54,6 +57,50 @@ def load_cases(path: Path) -> Cases:
         If the file cannot be read or its contents cannot be used.
     """
     return Cases.from_csv(tables.load_text(path), path.name)
+
+
+PROBABILITY_COLUMNS = (
+    "patient",
+    "hotspot",
+    "tissue",
+    "location",
+    "level",
+    "side",
+    "origin",
+    "suv_max",
+    "suv_max_se",
+    "probability",
+)
+
+
+def save_probabilities(path: Path, cases: Cases, probability: NDArray[np.float64]) -> None:
+    """Write the probability of each hotspot as CSV; see docs/classifier.md for its columns.
+
+    Parameters
+    ----------
+    path
+        The file.
+    cases
+        What was classified.
+    probability
+        That each hotspot is malignant. Shape (n_cases,), float64.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    columns = {
+        "patient": cases.patient,
+        "tissue": cases.tissue,
+        "location": cases.location,
+        **cases.details,
+        **cases.numbers,
+        "probability": probability,
+    }
+    each = (columns[name].tolist() for name in PROBABILITY_COLUMNS)
+    rows = (["" if cell != cell else cell for cell in row] for row in zip(*each, strict=True))
+    tables.save_table(path, PROBABILITY_COLUMNS, rows, sep=",")
 
 
 MAX_MODEL_BYTES = 200 << 20

@@ -12,6 +12,30 @@ F64 = NDArray[np.float64]
 GRID = Grid.centred((100, 70, 120), 4.0)
 
 
+BLOCK_GRID = Grid.centred((40, 20, 40), 5.0)
+BLOCK_NAMES = {
+    1: "hip_left",
+    2: "hip_right",
+    3: "prostate",
+    4: "urinary_bladder",
+    5: "lymph_node_common_iliac_left",
+    6: "muscle",
+}
+_BLOCKS = {1: (26, 8), 2: (10, 8), 3: (18, 4), 4: (18, 12), 5: (26, 24), 6: (10, 24)}
+_UPTAKE = {1: 8.0, 2: 1.1, 3: 14.0, 4: 30.0, 5: 6.0, 6: 5.0}
+
+
+def blocks() -> tuple[Volume, Volume]:
+    """A patient of blocks of 20 mm in SUV, and the label map of them."""
+    labels = np.zeros(BLOCK_GRID.shape, np.int32)
+    suv = np.full(BLOCK_GRID.shape, 0.5, np.float32)
+    for value, (x, z) in _BLOCKS.items():
+        block = (slice(x, x + 4), slice(8, 12), slice(z, z + 4))
+        labels[block] = value
+        suv[block] = _UPTAKE[value]
+    return Volume(suv, BLOCK_GRID, "SUV"), Volume(labels, BLOCK_GRID, "label")
+
+
 def plane_coordinates(grid: Grid, about_z: float, about_y: float, offset_mm: float) -> F64:
     """Coordinates (u, v, w) of each voxel: u from the plane, in a body turned about z and y."""
     points = np.stack(np.meshgrid(*(grid.axis_mm(k) for k in range(3)), indexing="ij"), axis=-1)

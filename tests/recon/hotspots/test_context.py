@@ -12,32 +12,21 @@ from recon.hotspots.features import HotspotTable, measure_ct, measure_hotspots
 from recon.hotspots.segment import FixedSuv, find_hotspots
 from recon.hotspots.symmetry import MidPlane, Reference, reference_uptake
 from recon.image import Grid, Volume
+from tests.recon.hotspots.bodies import BLOCK_GRID, BLOCK_NAMES, blocks
 from tests.recon.hotspots.tables import simple
-
-GRID = Grid.centred((40, 20, 40), 5.0)
-NAMES = {
-    1: "hip_left",
-    2: "hip_right",
-    3: "prostate",
-    4: "urinary_bladder",
-    5: "lymph_node_common_iliac_left",
-    6: "muscle",
-}
-BLOCKS = {1: (26, 8), 2: (10, 8), 3: (18, 4), 4: (18, 12), 5: (26, 24), 6: (10, 24)}
-UPTAKE = {1: 8.0, 2: 1.1, 3: 14.0, 4: 30.0, 5: 6.0, 6: 5.0}
 
 
 def patient() -> tuple[Volume, HotspotTable, tuple[Reference, ...]]:
-    labels = np.zeros(GRID.shape, np.int32)
-    suv = np.full(GRID.shape, 0.5, np.float32)
-    for value, (x, z) in BLOCKS.items():
-        block = (slice(x, x + 4), slice(8, 12), slice(z, z + 4))
-        labels[block] = value
-        suv[block] = UPTAKE[value]
-    volume, regions = Volume(suv, GRID, "SUV"), Volume(labels, GRID, "label")
-    found = find_hotspots(volume, threshold=FixedSuv(4.0), labels=regions, label_names=NAMES)
+    volume, regions = blocks()
+    found = find_hotspots(
+        volume, threshold=FixedSuv(4.0), labels=regions, label_names=BLOCK_NAMES
+    )
     references = reference_uptake(
-        volume, found, MidPlane((1.0, 0.0, 0.0), 0.0, 1.0), labels=regions, label_names=NAMES
+        volume,
+        found,
+        MidPlane((1.0, 0.0, 0.0), 0.0, 1.0),
+        labels=regions,
+        label_names=BLOCK_NAMES,
     )
     return volume, measure_hotspots(volume, found), references
 
@@ -81,12 +70,26 @@ def test_uncertainty_and_a_known_primary_travel_along() -> None:
     assert again.n_simulated == 2
 
 
+def test_the_user_can_call_uptake_physiological() -> None:
+    _, table, references = patient()
+    by_label = {row.label: row.id for row in table}
+    gone = {by_label["hip_left"], by_label["prostate"]}
+    out = describe_patient(table, references, patient="P1", excluded=gone)
+    assert out.cases.tissue.tolist() == ["lymph_node"]
+    assert out.cases.numbers["n_bone"].tolist() == [0]
+    assert np.isnan(out.cases.numbers["primary_suv_max"]).all()
+    reasons = dict(out.left_out)
+    assert {reasons[k] for k in gone} == {"physiological: the user says so"}
+    with pytest.raises(InputError, match="hotspots 1 to 5 can be excluded, but 9 was asked"):
+        describe_patient(table, references, patient="P1", excluded=[9])
+
+
 def test_ct_features_travel_along() -> None:
     volume, table, references = patient()
     found = find_hotspots(volume, threshold=FixedSuv(4.0))
     hu = np.where(volume.values > 4.0, 300.0, -1000.0).astype(np.float32)
     hu[26, 8, 8] = 700.0  # one of 64 voxels of the left hip
-    ct = measure_ct(Volume(hu, GRID, "1"), found)
+    ct = measure_ct(Volume(hu, BLOCK_GRID, "1"), found)
     out = describe_patient(table, references, patient="P1", ct=ct)
     assert out.cases.numbers["hu_max"].tolist() == [700.0, 300.0]
     assert out.cases.numbers["hu_mean"].tolist() == [306.25, 300.0]
@@ -97,7 +100,9 @@ def test_refuses_a_ct_that_is_none() -> None:
     volume, _, _ = patient()
     found = find_hotspots(volume, threshold=FixedSuv(4.0))
     with pytest.raises(InputError, match="a CT must be in HU"):
-        measure_ct(Volume(np.full(GRID.shape, 0.096, np.float32), GRID, "1/cm"), found)
+        measure_ct(
+            Volume(np.full(BLOCK_GRID.shape, 0.096, np.float32), BLOCK_GRID, "1/cm"), found
+        )
     other = Grid.centred((4, 4, 4), 5.0)
     with pytest.raises(InputError, match="must lie on the segmentation's grid"):
         measure_ct(Volume(np.full(other.shape, -900.0, np.float32), other, "1"), found)
