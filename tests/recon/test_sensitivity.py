@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from recon.corrections.attenuation import attenuation_factors
 from recon.image import Grid, Volume
 from recon.projector import back
 from recon.sensitivity import coarsen, compute_sensitivity
+from tests import reference_values as known
 from tests.oracles import all_pairs, exhaustive_rates, small_scanner
+
+F64 = NDArray[np.float64]
 
 GRID = Grid.centred((17, 17, 19), 8.0)
 TOF = TofModel(5, 200.0, 220.0)  # a window so narrow that it cuts counts off
@@ -84,24 +88,46 @@ def test_a_scanner_without_rings_is_sampled_alike() -> None:
     assert np.sqrt(np.mean(error**2)) < 0.02
 
 
+@cache
+def _line_cps_per_kbq(mode: str) -> tuple[F64, F64]:
+    """Give the sensitivity along the axis of the Quadra, and where: a line source in air."""
+    grid = Grid((5, 5, 28), (26.0, 26.0, 26.0), (-52.0, -52.0, -351.0))
+    s = compute_sensitivity(load_scanner("quadra", mode), grid, n_pairs=2_000_000, coarse_mm=26)
+    line = s.values[2, 2] / grid.voxel_ml * 1000 * 0.9673  # branching of F-18
+    at = np.linspace(-350, 350, 281)
+    return at, np.interp(at, grid.axis_mm(2), line)
+
+
 @pytest.mark.slow
 @pytest.mark.reference
 def test_a_70_cm_line_in_the_quadra_has_the_published_sensitivity() -> None:
-    # Prenosil et al., J Nucl Med 2022;63:476-484, doi 10.2967/jnumed.121.261972: 83 and 176
-    # cps/kBq in HS and UHS. The ratio from geometry and stopping length alone: 2.06.
-    grid = Grid((5, 5, 28), (26.0, 26.0, 26.0), (-52.0, -52.0, -351.0))
-    rate = {}
+    rate = {mode: float(_line_cps_per_kbq(mode)[1].mean()) for mode in ("HS", "UHS")}
+    ratio = rate["UHS"] / rate["HS"]
+    assert ratio == pytest.approx(known.UHS_OVER_HS, abs=known.UHS_OVER_HS_LIMIT)
+    published = known.LINE_SENSITIVITY_CPS_PER_KBQ
+    factor = sum(published.values()) / sum(rate.values())
     for mode in ("HS", "UHS"):
-        scanner = load_scanner("quadra", mode)
-        s = compute_sensitivity(scanner, grid, n_pairs=2_000_000, coarse_mm=26.0)
-        line = s.values[2, 2] / grid.voxel_ml * 1000 * 0.9673  # cps/kBq along z
-        at = np.linspace(-350, 350, 141)
-        rate[mode] = float(np.interp(at, grid.axis_mm(2), line).mean())
-    assert rate["UHS"] / rate["HS"] == pytest.approx(2.06, abs=0.04)
-    factor = (83 + 176) / (rate["HS"] + rate["UHS"])
-    assert rate["HS"] * factor == pytest.approx(83, rel=0.03)
-    assert rate["UHS"] * factor == pytest.approx(176, rel=0.03)
+        assert rate[mode] * factor == pytest.approx(published[mode], rel=0.03)
     assert factor == pytest.approx(1, abs=0.1)  # the preset's window efficiency
+
+
+@pytest.mark.slow
+@pytest.mark.reference
+def test_the_axial_profile_is_flat_in_hs_and_a_triangle_in_uhs() -> None:
+    segments = {}
+    for mode in ("HS", "UHS"):
+        at, rate = _line_cps_per_kbq(mode)
+        both = [
+            rate[np.abs(np.abs(at) - centre) <= 25.0].mean()
+            for centre in known.SEGMENT_CENTRE_MM
+        ]
+        # One common factor a mode: the shape is compared, not the scale.
+        published = known.LINE_SENSITIVITY_CPS_PER_KBQ[mode]
+        segments[mode] = np.array(both) * published / rate.mean()
+    low, high = known.HS_SEGMENTS_RANGE_CPS_PER_KBQ
+    assert (segments["HS"] > 0.98 * low).all()
+    assert (segments["HS"] < 1.02 * high).all()
+    np.testing.assert_allclose(segments["UHS"], known.UHS_SEGMENTS_CPS_PER_KBQ, rtol=0.03)
 
 
 def test_a_pair_outside_the_window_of_time_does_not_count() -> None:
