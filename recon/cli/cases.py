@@ -21,7 +21,7 @@ from recon.cli.options import (
 )
 from recon.io.cohorts import save_cases
 from recon.io.nifti import load_volume
-from recon.io.tables import save_hotspots
+from recon.io.tables import load_hotspots, save_hotspots
 from recon.pipeline import measure
 from recon.pipeline.cases import CaseOptions, ImageCases, Organ, describe_image
 from recon.pipeline.labels import load_labels
@@ -51,6 +51,12 @@ def cases(
         Path | None,
         typer.Option("--mask", metavar="FILE.nii.gz", help="Measure these regions instead: "
                      "each number above zero is one hotspot.", show_default=False),
+    ] = None,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option("--uncertainty", metavar="HOTSPOTS.csv", help="Hotspots of this image "
+                     "with suv_max_se, from a run with --bootstrap: it travels along.",
+                     show_default=False),
     ] = None,
     fraction: Annotated[
         float | None, typer.Option(help="Keep what reaches this fraction of each maximum.",
@@ -113,6 +119,7 @@ def cases(
             mu=None if mu is None else load_volume(mu, "1/cm"),
             ct=None if ct is None else load_volume(ct, "1"),
             mask=None if mask is None else load_volume(mask, "label"),
+            uncertainty=None if uncertainty is None else load_hotspots(uncertainty),
             progress=run.progress,
         )
         save_cases(folder / "cases.csv", found.described.cases)

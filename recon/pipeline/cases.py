@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from listmode.errors import InputError
 from listmode.progress import SILENT, Progress
 from recon.hotspots.context import Described, describe_patient
-from recon.hotspots.features import HotspotTable, measure_ct, measure_hotspots
+from recon.hotspots.features import Hotspot, HotspotTable, measure_ct, measure_hotspots
 from recon.hotspots.segment import Threshold
 from recon.hotspots.symmetry import MidPlane, Reference, find_mid_sagittal, reference_uptake
 from recon.hotspots.thresholds import blood_threshold, liver_threshold
@@ -112,6 +115,7 @@ def describe_image(
     mu: Volume | None = None,
     ct: Volume | None = None,
     mask: Volume | None = None,
+    uncertainty: HotspotTable | None = None,
     progress: Progress = SILENT,
 ) -> ImageCases:
     """Find, measure and describe the hotspots of one patient's image.
@@ -127,11 +131,15 @@ def describe_image(
     mu, ct, mask
         Mu-map for the references, CT in HU, regions to measure instead of searching; on any
         grid.
+    uncertainty
+        Hotspots of the same image with the uncertainty of their SUVmax; those with the same
+        hottest voxel pass it on.
 
     Raises
     ------
     InputError
-        If SUV is unknown, a map cannot be used, or no hotspot is in bone or lymph node.
+        If SUV is unknown, a map cannot be used, no hotspot is in bone or lymph node, or the
+        uncertainty belongs to another image.
     """
     with progress.stage("describe hotspots", 4, "steps") as stage:
         volume, factor = load_in_suv(path)
@@ -152,6 +160,8 @@ def describe_image(
         )
         stage.advance(1)
         table = measure_hotspots(volume, found, suv_per_bq_ml=factor)
+        if uncertainty is not None:
+            table = pass_on_uncertainty(uncertainty, table)
         stage.advance(1)
         plane = find_mid_sagittal(volume)
         stage.advance(1)
@@ -174,6 +184,36 @@ def describe_image(
         )
         stage.advance(1)
     return ImageCases(described, table, references, plane)
+
+
+def pass_on_uncertainty(known: HotspotTable, table: HotspotTable) -> HotspotTable:
+    """Give each hotspot the uncertainty that the same hottest voxel has in another table.
+
+    Raises
+    ------
+    InputError
+        If the tables share no hotspot with a known uncertainty.
+    """
+    sure = [row for row in known if not math.isnan(row.suv_max_se)]
+    columns = np.full((3, len(table)), np.nan)
+    for k, row in enumerate(table):
+        same = next((other for other in sure if _is_same_peak(row, other)), None)
+        if same is not None:
+            columns[:, k] = same.suv_max_se, same.suv_max_low, same.suv_max_high
+    if len(table) and np.isnan(columns[0]).all():
+        raise InputError(
+            "the uncertainty of SUVmax must come from hotspots of the same image, but of "
+            f"{len(sure)} hotspots with a standard error none has its hottest voxel and SUVmax "
+            "here; give the hotspots.csv that was written beside this image"
+        )
+    return table.with_uncertainty(*columns)
+
+
+def _is_same_peak(a: Hotspot, b: Hotspot) -> bool:
+    """Compare place and value of the hottest voxel to the six digits of a file."""
+    here = (a.peak_x_mm, a.peak_y_mm, a.peak_z_mm)
+    there = (b.peak_x_mm, b.peak_y_mm, b.peak_z_mm)
+    return math.dist(here, there) < 0.1 and math.isclose(a.suv_max, b.suv_max, rel_tol=1e-4)
 
 
 def _organ_threshold(

@@ -17,7 +17,7 @@ from recon.hotspots.classify import classify
 from recon.image import Volume
 from recon.io.cohorts import load_cases, load_classifier, save_cases
 from recon.io.nifti import save_volume
-from recon.io.tables import load_hotspots
+from recon.io.tables import load_hotspots, save_hotspots
 from recon.pipeline.labels import LabelMap, save_labels
 from recon.report import figures
 from tests.recon.hotspots.bodies import BLOCK_GRID, BLOCK_NAMES, blocks
@@ -411,6 +411,26 @@ def test_the_user_calls_uptake_physiological_and_names_the_primary(
     assert cases.numbers["primary_suv_max"].tolist() == [20.0]
     _refused("only hotspots 1 to 5 can be excluded, but 9", *_cases(image, tmp_path,
              "--physiological", 9))  # fmt: skip
+
+
+def test_the_uncertainty_of_suv_max_travels_from_the_run_to_the_probabilities(
+    image: Path, model: Path, tmp_path: Path
+) -> None:
+    assert _call(*_cases(image, tmp_path)).exit_code == 0
+    table = load_hotspots(tmp_path / "hotspots.csv")
+    se = 0.05 * table.column("suv_max")
+    save_hotspots(tmp_path / "run.csv", table.with_uncertainty(se, 0 * se, 2 * se))
+    known = ("--uncertainty", tmp_path / "run.csv")
+    out = tmp_path / "again"
+    assert _call(*_cases(image, out, *known, "--physiological", 1)).exit_code == 0
+    cases = load_cases(out / "cases.csv")
+    assert cases.numbers["suv_max_se"] == pytest.approx(0.05 * cases.numbers["suv_max"])
+    assert load_hotspots(out / "hotspots.csv").column("suv_max_se") == pytest.approx(se)
+    _call("classify", model, out / "cases.csv", "-o", out / "p.csv")
+    assert "0.4" in (out / "p.csv").read_text("utf-8").splitlines()[1].split(",")
+    save_hotspots(tmp_path / "none.csv", table)
+    _refused("of 0 hotspots with a standard error none has its hottest voxel",
+             *_cases(image, out, "--uncertainty", tmp_path / "none.csv"))  # fmt: skip
 
 
 def test_thresholds_come_from_liver_and_blood(tmp_path: Path) -> None:
