@@ -98,7 +98,8 @@ def store_events(
     plan: TaskPlan,
     *,
     n_subsets: int = 1,
-    additive: AdditivePerEvent | None = None,
+    additive: AdditivePerEvent | Sequence[AdditivePerEvent] | None = None,
+    timeline: Sequence[tuple[Windows, int]] | None = None,
     threads: int = 2,
     memory_bytes: int = MEMORY_BYTES,
     chunk: int = CHUNK,
@@ -116,7 +117,10 @@ def store_events(
     n_subsets
         Subsets, balanced in time.
     additive
-        Gives ``c_e`` of a batch; zero if ``None``.
+        Gives ``c_e`` of a batch; one for all, or one a pose; zero if ``None``.
+    timeline
+        The windows in order of time, each with the number of the patient's pose; crystal ``c``
+        in pose ``p`` is stored as ``c + p n_crystals``, as the plan's rays number it.
     memory_bytes
         Columns larger than this go to a temporary file.
     chunk
@@ -129,10 +133,11 @@ def store_events(
     """
     n_events = listmode.count(windows)
     n_keys = n_subsets * plan.n_buckets
+    parts = [(windows, 0)] if timeline is None else timeline
     counts = np.zeros(n_keys, np.int64)
     n_outside = 0
     with progress.stage("sorting events", 2 * n_events) as stage:
-        for _, key in _keyed(listmode, windows, plan, n_subsets, threads, chunk):
+        for _, _, _, key in _keyed(listmode, parts, plan, n_subsets, threads, chunk):
             inside = key[key >= 0]
             counts += np.bincount(inside, minlength=n_keys)
             n_outside += key.size - inside.size
@@ -140,10 +145,11 @@ def store_events(
         first = np.concatenate(([0], np.cumsum(counts)))
         folder, columns = _columns(int(first[-1]), memory_bytes)
         cursor = first[:-1].copy()
-        for batch, key in _keyed(listmode, windows, plan, n_subsets, threads, chunk):
-            term = np.zeros(len(batch), np.float32) if additive is None else additive(batch)
+        for batch, moved, pose, key in _keyed(listmode, parts, plan, n_subsets, threads, chunk):
+            gives = additive[pose] if isinstance(additive, Sequence) else additive
+            term = np.zeros(len(batch), np.float32) if gives is None else gives(batch)
             _kernels.place_events(
-                key, cursor, batch.crystal_a, batch.crystal_b, batch.tof_bin, term, *columns
+                key, cursor, moved.crystal_a, moved.crystal_b, moved.tof_bin, term, *columns
             )
             stage.advance(key.size)
     rows = np.arange(n_subsets)[:, None] * plan.n_buckets + np.arange(plan.n_buckets + 1)
@@ -165,21 +171,34 @@ def store_events(
 
 def _keyed(
     listmode: Listmode,
-    windows: Windows,
+    parts: Sequence[tuple[Windows, int]],
     plan: TaskPlan,
     n_subsets: int,
     threads: int,
     chunk: int,
-) -> Iterator[tuple[EventBatch, NDArray[np.int32]]]:
-    """Yield batches with each event's subset and bucket as one number, -1 outside."""
+) -> Iterator[tuple[EventBatch, EventBatch, int, NDArray[np.int32]]]:
+    """Yield batches, as recorded and with their pose's crystals, the pose, and the keys.
+
+    A key is the event's subset and bucket as one number, -1 outside.
+    """
     number = 0
-    for batch in listmode.events(windows, chunk=chunk):
-        check_events(listmode.scanner, batch)
-        bucket = plan.bucket(batch, threads)
-        subset = (number + np.arange(len(batch))) % n_subsets
-        key = np.where(bucket < 0, -1, subset * plan.n_buckets + bucket).astype(np.int32)
-        number += len(batch)
-        yield batch, key
+    for windows, pose in parts:
+        for batch in listmode.events(windows, chunk=chunk):
+            check_events(listmode.scanner, batch)
+            moved = _in_pose(batch, pose * listmode.scanner.n_crystals)
+            bucket = plan.bucket(moved, threads)
+            subset = (number + np.arange(len(batch))) % n_subsets
+            key = np.where(bucket < 0, -1, subset * plan.n_buckets + bucket).astype(np.int32)
+            number += len(batch)
+            yield batch, moved, pose, key
+
+
+def _in_pose(batch: EventBatch, offset: int) -> EventBatch:
+    """Name the crystals of a pose: numbers rise by ``offset``, so their order stays."""
+    if not offset:
+        return batch
+    crystal_a, crystal_b = (c + np.uint32(offset) for c in (batch.crystal_a, batch.crystal_b))
+    return EventBatch(crystal_a, crystal_b, batch.tof_bin)
 
 
 def _columns(

@@ -24,6 +24,7 @@ from recon.corrections.acceptance import RingTable, find_rings
 from recon.corrections.attenuation import check_mu, mu_rays
 from recon.corrections.normalisation import pair_efficiency
 from recon.image import Grid, Volume
+from recon.motion import Poses, move_scanner
 from recon.projector import RayModel, run_in_threads
 
 F32 = NDArray[np.float32]
@@ -33,6 +34,7 @@ Draw = Callable[[int, int, F64], tuple[U32, U32, F64]]
 
 COARSE_MM = 16.0  # sensitivity is smooth: cubic splines on corrected values are good to 0.3 %
 MU_MM = 8.0
+MIN_PAIRS_A_POSE = 100_000
 N_BATCHES = 8  # independent batches: they give the error, and threads work on them
 CHUNK = 1 << 16
 DEFAULT_N_PAIRS = 48_000_000
@@ -74,6 +76,8 @@ def compute_sensitivity(
     crystal_efficiency: F32 | None = None,
     n_pairs: int = DEFAULT_N_PAIRS,
     coarse_mm: float = COARSE_MM,
+    reference_from_scanner: F64 | None = None,
+    first_pair: int = 0,
     threads: int = 2,
     cache_dir: Path | None = None,
     progress: Progress = SILENT,
@@ -94,6 +98,11 @@ def compute_sensitivity(
         Pairs to sample.
     coarse_mm
         Voxel size of the grid on which pairs are projected back, mm.
+    reference_from_scanner
+        The patient's pose, inverted: grid and mu-map stay with the patient, the detector goes
+        to where the patient sees it. Shape (4, 4), mm; the identity if ``None``.
+    first_pair
+        Where in the sequence of pairs to begin, so that several images are independent.
     cache_dir
         Folder that keeps results under a hash of all they depend on.
 
@@ -123,7 +132,10 @@ def compute_sensitivity(
     if mu is not None:
         check_mu(mu)
         mu = coarsen(mu, MU_MM)
-    key = _key(scanner, grid, mu, crystal_efficiency, n_pairs, coarse_mm)
+    seen = scanner
+    if reference_from_scanner is not None:
+        seen = move_scanner(scanner, reference_from_scanner)
+    key = _key(seen, grid, mu, crystal_efficiency, n_pairs, coarse_mm, first_pair)
     path = None if cache_dir is None else cache_dir / f"sensitivity-{key[:32]}.npz"
     if path is not None and (kept := _load(path, grid, n_pairs, key)) is not None:
         return kept
@@ -131,14 +143,14 @@ def compute_sensitivity(
     table = find_rings(scanner)
     draw = _free_draw(scanner) if table is None else _ring_draw(table)
     batches = _sample(
-        scanner, coarse, mu, crystal_efficiency, n_pairs, draw, threads=threads,
+        seen, coarse, mu, crystal_efficiency, n_pairs, draw, first_pair, threads=threads,
         progress=progress,
     )  # fmt: skip
     mean = batches.mean(axis=0)
     strong = mean > 0.1 * mean.max()
     spread = batches.std(axis=0, ddof=1)[strong] / math.sqrt(N_BATCHES) / mean[strong]
     result = Sensitivity(
-        _refine(mean, coarse, grid, _axis_share(scanner, coarse, draw)),
+        _refine(mean, coarse, grid, _axis_share(seen, coarse, draw)),
         grid,
         float(np.sqrt(np.mean(spread**2))) if strong.any() else 0.0,
         n_pairs,
@@ -147,6 +159,69 @@ def compute_sensitivity(
     if path is not None:
         _save(path, result)
     return result
+
+
+def average_sensitivity(
+    scanner: Scanner,
+    grid: Grid,
+    poses: Poses,
+    *,
+    half_life_s: float,
+    mu: Volume | None = None,
+    crystal_efficiency: F32 | None = None,
+    n_pairs: int = DEFAULT_N_PAIRS,
+    threads: int = 2,
+    cache_dir: Path | None = None,
+    progress: Progress = SILENT,
+) -> Sensitivity:
+    """Average the sensitivity over poses: ``sum_p D_p S_p / sum_p D_p``.
+
+    Leaving it out costs 0.2-0.4 % a mm of axial shift where the sensitivity slopes.
+
+    Parameters
+    ----------
+    scanner, grid, mu, crystal_efficiency, threads, cache_dir, progress
+        See :func:`compute_sensitivity`; grid and mu-map are in the reference pose.
+    poses
+        Each with the time in which it was taken.
+    half_life_s
+        Half-life, s: early minutes hold more decays.
+    n_pairs
+        Pairs of all poses together, shared out by weight: so the error of the average is that
+        of one pose with all of them.
+
+    Raises
+    ------
+    InputError
+        As :func:`compute_sensitivity`.
+
+    Notes
+    -----
+    Rahmim et al., IEEE Trans Nucl Sci 2004;51:2588-2596, doi 10.1109/TNS.2004.835781: events
+    corrected one by one need a sensitivity averaged over the motion.
+    """
+    weights = poses.weights(half_life_s)
+    first_pair, parts = 0, []
+    for weight, pose in zip(weights.tolist(), poses.reference_from_scanner, strict=True):
+        n = max(round(n_pairs * weight), MIN_PAIRS_A_POSE)
+        parts.append(
+            compute_sensitivity(
+                scanner, grid, mu=mu, crystal_efficiency=crystal_efficiency, n_pairs=n,
+                reference_from_scanner=pose, first_pair=first_pair, threads=threads,
+                cache_dir=cache_dir, progress=progress,
+            )
+        )  # fmt: skip
+        first_pair += n
+    if len(parts) == 1:
+        return parts[0]
+    values = np.zeros(grid.shape)
+    for weight, part in zip(weights.tolist(), parts, strict=True):
+        values += weight * part.values
+    error = float(np.linalg.norm(weights * [part.relative_error for part in parts]))
+    key = hashlib.sha256(" ".join(part.key for part in parts).encode() + weights.tobytes())
+    return Sensitivity(
+        values.astype(np.float32), grid, error, sum(p.n_pairs for p in parts), key.hexdigest()
+    )
 
 
 def coarsen(volume: Volume, voxel_mm: float) -> Volume:
@@ -174,10 +249,13 @@ def _key(
     crystal_efficiency: F32 | None,
     n_pairs: int,
     coarse_mm: float,
+    first_pair: int,
 ) -> str:
     h = hashlib.sha256(
         f"{CACHE_VERSION} {scanner.digest} {grid} {n_pairs} {coarse_mm}".encode()
     )
+    if first_pair:
+        h.update(f"from {first_pair}".encode())
     if mu is not None:
         h.update(repr(mu.grid).encode() + mu.values.tobytes())
     if crystal_efficiency is not None:
@@ -263,6 +341,7 @@ def _sample(
     crystal_efficiency: F32 | None,
     n_pairs: int,
     draw: Draw,
+    first_pair: int,
     *,
     threads: int,
     progress: Progress,
@@ -279,7 +358,7 @@ def _sample(
         image = np.zeros(rays.zeros().size)
         for first in range(0, per_batch, CHUNK):
             n = min(CHUNK, per_batch - first)
-            a, b, weight = draw(first, n, shifts[batch])
+            a, b, weight = draw(first_pair // N_BATCHES + first, n, shifts[batch])
             value = pair_efficiency(scanner, a, b, crystal_efficiency) * weight
             no_bin = np.zeros(n, np.int16)
             if matter is not None:

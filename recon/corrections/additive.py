@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from listmode.events import EventBatch
+from recon.motion import Poses
 
 F32 = NDArray[np.float32]
 
@@ -29,3 +32,45 @@ class AdditiveModel(Protocol):
             Counts expected in the windows that the model was made for. Shape (n_events,),
             float32, not negative.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class PartModel:
+    """An additive model of the whole windows, for a part that holds ``share`` of the counts."""
+
+    model: AdditiveModel
+    share: float
+
+    def expected(self, batch: EventBatch) -> F32:
+        """Give the counts expected in the part. Shape (n_events,), float32."""
+        return self.model.expected(batch) * np.float32(self.share)
+
+
+@dataclass(frozen=True, eq=False)
+class ByPose:
+    """One additive model for each of the patient's poses: the counts in that pose's windows."""
+
+    models: tuple[AdditiveModel, ...]
+
+
+def share_out(
+    models: Sequence[AdditiveModel], groups: Poses, poses: Poses, half_life_s: float
+) -> ByPose:
+    """Share out what was estimated for groups of poses among the poses of each group.
+
+    Parameters
+    ----------
+    models
+        One a group: the counts in its windows.
+    groups
+        ``poses.merged(...)``.
+    half_life_s
+        Half-life of the counts, s: that of the activity for scatter, half of it for randoms.
+    """
+    shared = []
+    for part in poses.windows:
+        k = groups.at(int(part.start_ms[0]) / 1000.0)
+        whole = groups.windows[k].decayed_duration_s(half_life_s)
+        share = part.decayed_duration_s(half_life_s) / whole
+        shared.append(models[k] if part == groups.windows[k] else PartModel(models[k], share))
+    return ByPose(tuple(shared))

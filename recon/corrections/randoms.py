@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from listmode.source import Listmode
 from listmode.windows import Windows
 from recon.corrections.acceptance import PartnerSample, RingTable, partners
 from recon.corrections.normalisation import crystal_weight
+from recon.motion import Poses, join
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -24,6 +25,7 @@ I64 = NDArray[np.int64]
 N_ROUNDS = 40
 CELL_MM = 33.0  # axial length of the patches that share a singles rate: a block of the Quadra
 N_CELLS_AROUND = 38
+MIN_DELAYEDS = 100_000  # about 100 a patch: fewer make a poor pattern
 PRIOR_COUNTS = 100.0  # a crystal's own factor is trusted like a prior of 10 %
 
 
@@ -101,6 +103,47 @@ def estimate_randoms(
     factor = _fit(fan, weight, _patches(scanner), table)
     seconds = windows.duration_s * listmode.protocol.count_fraction
     return _model(scanner, factor, seconds, table)
+
+
+def estimate_randoms_by_pose(
+    listmode: Listmode, poses: Poses, *, progress: Progress = SILENT
+) -> list[RandomsModel]:
+    """Estimate the randoms in the windows of each pose; one model a pose.
+
+    Their rate follows the clock and their pattern the detector, which a moving patient changes
+    little: a pose with few delayed events takes the pattern of all the time at its own rate.
+
+    Parameters
+    ----------
+    listmode
+        Scan with a delayed stream.
+    poses
+        When each pose was taken.
+
+    Raises
+    ------
+    InputError
+        As :func:`estimate_randoms`.
+    """
+    n_delayeds = [listmode.count(part, "delayeds") for part in poses.windows]
+    few = len(poses) > 1 and min(n_delayeds) < MIN_DELAYEDS
+    every = estimate_randoms(listmode, join(poses.windows), progress=progress) if few else None
+    models = []
+    for part, n in zip(poses.windows, n_delayeds, strict=True):
+        if every is None or n >= MIN_DELAYEDS:
+            models.append(estimate_randoms(listmode, part, progress=progress))
+            continue
+        share = n / max(sum(n_delayeds), 1)
+        longer = sum(other.duration_s for other in poses.windows) / part.duration_s
+        models.append(
+            replace(
+                every,
+                factor=every.factor * np.float32(math.sqrt(share)),
+                total=every.total * share,
+                singles_hz=every.singles_hz * np.float32(math.sqrt(share * longer)),
+            )
+        )
+    return models
 
 
 def randoms_from_singles(
