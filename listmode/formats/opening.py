@@ -14,6 +14,7 @@ FORMATS = {
     "petsird": "PETSIRD",
     "safir": "SAFIR listmode",
     "castor": "CASToR list-mode",
+    "gate": "GATE ROOT",
     "siemens": "Siemens 32-bit listmode",
 }
 """Module of each format and its name, in the order they are tried.
