@@ -26,12 +26,18 @@ ORDER = {
     "recon": [
         "image",
         "_kernels",
+        "_kernels_bootstrap",
+        "_kernels_prior",
         "projector",
+        "motion",
         "corrections",
         "sensitivity",
         "psf",
         "events_store",
+        "checkpoint",
         "osem",
+        "penalty",
+        "bootstrap",
         "scatter_loop",
         "hotspots",
         "io",
@@ -126,8 +132,8 @@ def _opens_files(path: Path) -> list[int]:
     return lines
 
 
-# The caches and the spilled events are files nobody but their own module reads.
-OWN_SCRATCH = {"recon/sensitivity.py", "recon/events_store.py"}
+# Caches, spilled events and kept states are files nobody but their own module reads.
+OWN_SCRATCH = {"recon/sensitivity.py", "recon/events_store.py", "recon/checkpoint.py"}
 
 
 @pytest.mark.parametrize("package", ["listmode", "recon"])

@@ -16,7 +16,14 @@ from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from recon.events_store import store_events
 from recon.image import Grid, Volume
-from recon.osem import OsemSettings, calibration_s, estimate_cost, osem, reconstruct
+from recon.osem import (
+    OsemSettings,
+    Problem,
+    calibration_s,
+    estimate_cost,
+    osem,
+    reconstruct,
+)
 from recon.projector import RayModel, TaskPlan, forward
 from recon.psf import blur
 from recon.sensitivity import Sensitivity, compute_sensitivity
@@ -107,7 +114,7 @@ def test_the_likelihood_never_falls_with_one_subset(use_tof: bool, psf_fwhm_mm: 
 
     likelihood = []
     with store_events(listmode, listmode.extent, TaskPlan(rays), additive=term) as store:
-        for image in osem(store, sensitivity.values, grid, calibration=0.1, settings=settings):
+        for image in osem(Problem(store, sensitivity.values, grid, 0.1, settings)):
             seen = blur(np.asarray(image.values, np.float32), grid, psf_fwhm_mm)
             line = forward(seen, grid, listmode.scanner, listmode.prompts, tof=use_tof)
             log = np.log(line.astype(np.float64) + 40.0).sum()
