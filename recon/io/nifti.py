@@ -184,7 +184,7 @@ def resample_to(volume: Volume, grid: Grid) -> Volume:
         at = (grid.axis_mm(axis) - volume.grid.origin_mm[axis]) / volume.grid.voxel_mm[axis]
         inside = (at >= -0.5) & (at <= volume.grid.shape[axis] - 0.5)
         covered *= float(inside.mean())
-        values = _resample_axis(values, axis, at, inside, is_label=volume.unit == "label")
+        values = resample_axis(values, axis, at, inside, is_label=volume.unit == "label")
     if covered == 0.0:
         raise InputError(
             "the volume must overlap the grid it is brought to, but it does not: it starts at "
@@ -200,7 +200,7 @@ def resample_to(volume: Volume, grid: Grid) -> Volume:
     return Volume(values, grid, volume.unit, {**volume.provenance, "resampled_from": old})
 
 
-def _resample_axis(
+def resample_axis(
     values: NDArray[Any],
     axis: int,
     at: NDArray[np.float64],
@@ -208,7 +208,26 @@ def _resample_axis(
     *,
     is_label: bool,
 ) -> NDArray[Any]:
-    """Interpolate along one axis at the fractional indices ``at``; zero where not inside."""
+    """Interpolate along one axis.
+
+    Parameters
+    ----------
+    values
+        Three-dimensional.
+    axis
+        Along which.
+    at
+        Fractional indices. Shape (n,), float64.
+    inside
+        Where the result is not zero. Shape (n,), bool.
+    is_label
+        Take the nearest voxel and mix none.
+
+    Returns
+    -------
+    ndarray
+        As ``values``, with n voxels along the axis.
+    """
     last = values.shape[axis] - 1
     at = np.clip(at, 0, last)
     shape = [1, 1, 1]
@@ -224,6 +243,12 @@ def _resample_axis(
 
 
 def _check_name(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(
+            f"an image must be a NIfTI file, but {path.name} is a folder; if it holds a CT, "
+            "make its mu-map first, which takes the place of the scanner: stillpet mu FOLDER "
+            "-o mu.nii.gz --pet PET_FOLDER"
+        )
     if not path.name.endswith((".nii", ".nii.gz")):
         raise InputError(
             f"an image's name must end in .nii or .nii.gz, but it is {path.name}; rename it"
