@@ -18,12 +18,25 @@ RIGHT_COLOUR, WRONG_COLOUR, SAME_COLOUR = "#1f5c99", "#c2410c", "#b8b8b8"
 BLOCK_COLOUR = "#6b4c9a"
 
 
+_WORDS = {
+    "suv_max": "SUVmax of the hotspot",
+    "primary_suv_max": "SUVmax of the primary",
+    "reference_suv_max": "SUVmax of the reference",
+    "n_lymph_node": "number in lymph nodes",
+    "n_bone": "number in bone",
+    "scan_suv_max": "highest SUVmax of the scan",
+    "scan_suv_max_others": "highest SUVmax of the others",
+    "region_suv_mean": "mean SUVmax in the region",
+    "region_suv_mean_others": "mean SUVmax of the region's others",
+    "hu_mean": "CT mean",
+    "hu_max": "CT maximum",
+    "hu_sd": "CT standard deviation",
+}
+
+
 def plain(name: str) -> str:
-    """Write a column's or a model's name as words."""
-    words = name.replace("_", " ")
-    return (
-        words.replace("suv max", "SUVmax").replace("suv mean", "SUVmean").replace("hu ", "HU ")
-    )
+    """Write a feature's, a tissue's or a model's name as words."""
+    return _WORDS.get(name, name.replace("_", " "))
 
 
 def _titled(ax: Axes, title: str, x: str, y: str) -> None:
