@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,10 +36,11 @@ _REASONS = {
 def part_path(path: Path) -> Path:
     """Name the file that is written before it takes its final name.
 
-    It lies in the same folder, so that the move is atomic, and carries the process number, so
-    that two processes writing one file do not mix: the last to finish wins.
+    It lies in the same folder, so that the move is atomic, and carries the process number and
+    a number of its own, so that two writers of one file do not mix, be they processes or
+    threads, on one machine or two: the last to finish wins.
     """
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def write_error(path: Path, error: OSError) -> InputError:

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from listmode.errors import InputError
 from listmode.events import EventBatch
-from listmode.formats._atomic import atomic_path
 from listmode.formats._mapped import MAX_TICKS, MappedListmode, map_file
 from listmode.formats._petsird_scanner import ring_slots, transaxial_slots
-from listmode.formats._scanner_text import read_description, write_description
-from listmode.formats.ticks import tick_runs
-from listmode.progress import SILENT, Progress
+from listmode.formats._scanner_text import read_description
+from listmode.formats.castor_writer import STREAMS, event_dtype, write_castor
 from listmode.scanner import Scanner, TofModel
-from listmode.source import I64, Listmode, ScanProtocol, Stream
+from listmode.source import I64, ScanProtocol, Stream
 from listmode.windows import Windows
+
+__all__ = ["CastorListmode", "write_castor"]
 
 _BLOCK_EVENTS = 1 << 16
 _MAX_TEXT_BYTES = 1 << 20
@@ -38,128 +38,6 @@ _FACTORS = {  # in the order they are stored
     "random correction flag": "random",
     "normalization correction flag": "normalization",
 }
-_STREAMS: tuple[Stream, Stream] = ("prompts", "delayeds")
-
-
-def castor_files(path: Path) -> tuple[Path, ...]:
-    """Name the files that :func:`write_castor` makes for the header ``NAME.cdh``."""
-    endings = (".cdh", ".cdf", "_delayeds.cdh", "_delayeds.cdf", ".lut", ".hscan")
-    return tuple(path.parent / f"{path.stem}{e}" for e in (*endings, ".stillpet.json"))
-
-
-def write_castor(source: Listmode, path: str | Path, *, progress: Progress = SILENT) -> None:
-    """Write a scan for CASToR: header, events, scanner look-up table and a sidecar.
-
-    Beside ``NAME.cdh`` and ``NAME.cdf`` (prompts) lie ``NAME_delayeds.cdh`` and ``.cdf``,
-    ``NAME.lut`` and ``NAME.hscan`` (for CASToR's scanner folder), and ``NAME.stillpet.json``,
-    from which :func:`open_listmode` restores scanner, protocol and time held bit by bit.
-
-    Parameters
-    ----------
-    source
-        Any open scan that starts at or after tick zero.
-    path
-        The header to make, ``NAME.cdh``.
-
-    Raises
-    ------
-    InputError
-        If the scan starts before tick zero or a file cannot be written.
-    """
-    path = Path(path)
-    if source.start_ms < 0:
-        raise InputError(
-            f"CASToR counts time from 0, but the scan starts at {source.start_ms} ms; "
-            "cut it at tick zero first"
-        )
-    name = path.stem
-    _write_text(path.with_suffix(".stillpet.json"), json.dumps(write_description(source)))
-    _write_scanner(source.scanner, path.parent, name)
-    total = sum(source.count(source.extent, stream) for stream in _STREAMS)
-    with progress.stage("write CASToR", total) as stage:
-        for stream in _STREAMS:
-            own = name if stream == "prompts" else f"{name}_delayeds"
-            with atomic_path(path.parent / f"{own}.cdf") as part, part.open("wb") as file:
-                for start, stop in source.extent:
-                    for first, last in tick_runs(source, start, stop, stream):
-                        events = _event_table(source, stream, first, last)
-                        file.write(events.tobytes())
-                        stage.advance(len(events))
-    for stream in reversed(_STREAMS):  # the header that names the scan comes last
-        own = name if stream == "prompts" else f"{name}_delayeds"
-        _write_text(path.parent / f"{own}.cdh", _header(source, stream, own, name))
-
-
-def _event_table(source: Listmode, stream: Stream, first: int, last: int) -> NDArray[Any]:
-    tof = source.scanner.tof
-    offset = source.tick_offset(stream)[first - source.start_ms : last - source.start_ms + 1]
-    batch = source.read(stream, int(offset[0]), int(offset[-1]))
-    table = np.empty(len(batch), _event_dtype([], tof.has_tof))
-    table["time_ms"] = np.repeat(np.arange(first, last), np.diff(offset))
-    table["crystal_1"], table["crystal_2"] = batch.crystal_a, batch.crystal_b
-    if tof.has_tof:
-        table["tof_ps"] = (batch.tof_bin - (tof.n_bins - 1) / 2.0) * tof.bin_width_ps
-    return table
-
-
-def _event_dtype(factors: list[str], has_tof: bool) -> np.dtype[Any]:
-    fields = [("time_ms", "<u4"), *((name, "<f4") for name in factors)]
-    if has_tof:
-        fields.append(("tof_ps", "<f4"))
-    return np.dtype([*fields, ("crystal_1", "<u4"), ("crystal_2", "<u4")])
-
-
-def _header(source: Listmode, stream: Stream, own: str, scanner_name: str) -> str:
-    tof = source.scanner.tof
-    lines = [
-        f"Data filename: {own}.cdf",
-        f"Number of events: {source.n_events(stream)}",
-        "Data mode: list-mode",
-        "Data type: PET",
-        f"Start time (s): {source.start_ms / 1000:.3f}",
-        f"Duration (s): {(source.stop_ms - source.start_ms) / 1000:.3f}",
-        f"Scanner name: {scanner_name}",
-        "Calibration factor: 1",
-        "Attenuation correction flag: 0",
-        "Normalization correction flag: 0",
-        "Scatter correction flag: 0",
-        "Random correction flag: 0",
-        f"TOF information flag: {int(tof.has_tof)}",
-    ]
-    if tof.has_tof:
-        lines += [
-            f"TOF resolution (ps): {tof.fwhm_ps!r}",
-            f"List TOF measurement range (ps): {tof.window_ps!r}",
-            f"List TOF quantization bin size (ps): {tof.bin_width_ps!r}",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _write_scanner(scanner: Scanner, folder: Path, name: str) -> None:
-    rows = np.concatenate((scanner.crystal_position_mm, scanner.crystal_normal), axis=1)
-    with atomic_path(folder / f"{name}.lut") as part:
-        part.write_bytes(np.ascontiguousarray(rows, "<f4").tobytes())
-    tangential, axial, radial = scanner.crystal_size_mm
-    _write_text(
-        folder / f"{name}.hscan",
-        "modality: PET\n"
-        f"scanner name: {name}\n"
-        f"number of elements: {scanner.n_crystals}\n"
-        "number of layers: 1\n"
-        f"crystals size depth: {radial!r}\n"
-        f"crystals size transaxial: {tangential!r}\n"
-        f"crystals size axial: {axial!r}\n"
-        f"mean depth of interaction: {scanner.doi_mm!r}\n"
-        f"scanner radius: {scanner.crystal_radius_mm!r}\n"
-        "voxels number transaxial: 200\nvoxels number axial: 200\n"
-        f"field of view transaxial: {2 * scanner.fov_radius_mm!r}\n"
-        f"field of view axial: {scanner.axial_length_mm!r}\n",
-    )
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, "utf-8")
 
 
 class CastorListmode(MappedListmode):
@@ -194,7 +72,7 @@ class CastorListmode(MappedListmode):
             self.crystal_efficiency = ours.crystal_efficiency
             self.clock_zero = ours.clock_zero
         factors = [name for key, name in _FACTORS.items() if keys.get(key, "0") == "1"]
-        self._dtype = _event_dtype(factors, has_tof)
+        self._dtype = event_dtype(factors, has_tof)
         delayeds = header.with_name(f"{header.stem}_delayeds.cdf")
         self._tables = {
             "prompts": self._map(self._path, defects),
@@ -235,7 +113,7 @@ class CastorListmode(MappedListmode):
         self.start_ms, self.stop_ms = start, stop
         self._check_length()
         self._hold(held)
-        self._valid_offset = {s: self._index_stream(s, defects) for s in _STREAMS}
+        self._valid_offset = {s: self._index_stream(s, defects) for s in STREAMS}
 
     def _index_stream(self, stream: Stream, defects: list[str]) -> I64:
         """Count the valid events of each tick and of each block of events."""
@@ -382,8 +260,10 @@ def _scanner_of_lut(header: Path, keys: dict[str, str], has_tof: bool) -> Scanne
     tof = TofModel(1, 4726.62, math.inf)
     if has_tof:
         window_ps = _number(keys, "list tof measurement range (ps)", header.name)
-        width_ps = float(keys.get("list tof quantization bin size (ps)") or 0.0)
-        n_bins = round(window_ps / width_ps) if width_ps > 0 else _UNKNOWN_TOF_BINS
+        key = "list tof quantization bin size (ps)"
+        width_ps = _number(keys, key, header.name) if keys.get(key) else 0.0
+        is_binned = width_ps * 32_767 > window_ps  # as many as an event can name
+        n_bins = round(window_ps / width_ps) if is_binned else _UNKNOWN_TOF_BINS
         fwhm_ps = _number(keys, "tof resolution (ps)", header.name)
         tof = TofModel(min(max(n_bins, 1), 32_767), window_ps / max(n_bins, 1), fwhm_ps)
     return Scanner(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from listmode.errors import InputError
 from listmode.formats._copy import STREAMS, copy_events, writer_like
-from listmode.formats.castor import castor_files, write_castor
+from listmode.formats.castor_writer import castor_files, write_castor
 from listmode.formats.hdf5 import Hdf5Listmode, cut_listmode
 from listmode.formats.petsird_writer import write_petsird
 from listmode.formats.ticks import tick_runs
