@@ -22,16 +22,12 @@ from listmode.simulate.generate import simulate_in_memory
 from listmode.simulate.phantom import cylinder_phantom, pregnant_phantom
 from listmode.simulate.protocols import LOW_DOSE_FDG, Dose
 from listmode.simulate.shapes import Phantom
-from recon.corrections.additive import AdditiveModel
+from recon.corrections.additive import AdditiveModel, PartModel
 from recon.corrections.randoms import estimate_randoms
 from recon.corrections.scatter import ScatterModel
 from recon.image import Grid, Volume
 from recon.osem import OsemSettings, reconstruct
-from recon.scatter_loop import (
-    PartModel,
-    estimate_scatter_iteratively,
-    spread_part,
-)
+from recon.scatter_loop import estimate_scatter_iteratively, spread_part
 from recon.sensitivity import compute_sensitivity
 
 F32 = NDArray[np.float32]

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from listmode.errors import InputError
-from listmode.events import EventBatch
 from listmode.progress import SILENT, Progress
 from listmode.source import Listmode
 from listmode.windows import Windows
-from recon.corrections.additive import AdditiveModel
+from recon.corrections.additive import AdditiveModel, ByPose, PartModel
 from recon.corrections.scatter import ScatterModel, estimate_scatter
 from recon.corrections.scatter_grid import DEFAULT, ScatterSettings
 from recon.image import Grid, Volume
+from recon.motion import Poses, join, move_volume
 from recon.osem import OsemSettings, reconstruct
-from recon.sensitivity import compute_sensitivity
+from recon.sensitivity import average_sensitivity
 
 F32 = NDArray[np.float32]
 
@@ -29,18 +30,6 @@ COARSE_OSEM = OsemSettings(
 MAX_EVENTS = 2_000_000  # a few hundred in a coarse voxel of a body
 N_PIECES = 400  # of time, over which a subset of a long scan is spread
 MIN_PIECE_MS = 20
-
-
-@dataclass(frozen=True, eq=False)
-class PartModel:
-    """An additive model of the whole windows, for a part that holds ``share`` of the events."""
-
-    model: AdditiveModel
-    share: float
-
-    def expected(self, batch: EventBatch) -> F32:
-        """Give the counts expected in the part. Shape (n_events,), float32."""
-        return self.model.expected(batch) * np.float32(self.share)
 
 
 def estimate_scatter_iteratively(
@@ -91,18 +80,74 @@ def estimate_scatter_iteratively(
         If there is less than one round, or as for :func:`estimate_scatter` and
         :func:`recon.osem.reconstruct`.
     """
+    return estimate_scatter_by_pose(
+        listmode, Poses.still(windows), mu=mu, grid=grid,
+        randoms=None if randoms is None else [randoms], n_rounds=n_rounds,
+        settings=settings, max_events=max_events, threads=threads, progress=progress,
+    )[0]  # fmt: skip
+
+
+def estimate_scatter_by_pose(
+    listmode: Listmode,
+    poses: Poses,
+    *,
+    mu: Volume,
+    grid: Grid,
+    randoms: Sequence[AdditiveModel] | None,
+    n_rounds: int = 2,
+    settings: ScatterSettings = DEFAULT,
+    max_events: int = MAX_EVENTS,
+    threads: int = 2,
+    progress: Progress = SILENT,
+) -> list[ScatterModel]:
+    """Estimate the scatter in each pose of a patient who moved; see the function above.
+
+    The coarse images are of all the time, motion-corrected; image and mu-map are then brought
+    to where each pose took them, and simulated and scaled to its own windows.
+
+    Parameters
+    ----------
+    poses
+        Where the patient lay, and when: all of the time to use.
+    mu, grid
+        In the reference pose.
+    randoms
+        Expected randoms in the windows of each pose.
+
+    Returns
+    -------
+    list of ScatterModel
+        One a pose, of the counts in its windows.
+
+    Raises
+    ------
+    InputError
+        As for one pose.
+    """
     if n_rounds < 1:
         raise InputError(
             f"scatter needs at least one round of image and scatter, but {n_rounds} were asked "
             "for; give 1 or more (2 is usual), or switch the scatter correction off"
         )
     coarse = coarse_grid(grid, COARSE_MM)
-    part = spread_part(listmode, windows, max_events)
-    n_all = listmode.count(windows)
-    share = listmode.count(part) / n_all if n_all else 1.0
-    sensitivity = compute_sensitivity(
+    n_all = sum(listmode.count(own) for own in poses.windows)
+    own_events = [max_events * listmode.count(own) / max(n_all, 1) for own in poses.windows]
+    part = replace(
+        poses,
+        windows=tuple(
+            spread_part(listmode, own, n)
+            for own, n in zip(poses.windows, own_events, strict=True)
+        ),
+    )
+    share = [
+        listmode.count(some) / max(listmode.count(own), 1)
+        for some, own in zip(part.windows, poses.windows, strict=True)
+    ]
+    sensitivity = average_sensitivity(
         listmode.scanner,
         coarse,
+        part,
+        half_life_s=listmode.protocol.half_life_s,
         mu=mu,
         crystal_efficiency=listmode.crystal_efficiency,
         n_pairs=COARSE_OSEM.n_sensitivity_pairs,
@@ -115,37 +160,46 @@ def estimate_scatter_iteratively(
         axial_spacing_mm=1.5 * settings.axial_spacing_mm,
     )
 
-    def estimate(image: Volume, settings: ScatterSettings) -> ScatterModel:
-        return estimate_scatter(
-            listmode,
-            windows,
-            image=image,
-            mu=mu,
-            randoms=randoms,
-            settings=settings,
-            threads=threads,
-            progress=progress,
-        )
+    def estimate(image: Volume, settings: ScatterSettings) -> list[ScatterModel]:
+        return [
+            estimate_scatter(
+                listmode,
+                own,
+                image=move_volume(image, pose),
+                mu=move_volume(mu, pose),
+                randoms=None if randoms is None else randoms[k],
+                settings=settings,
+                threads=threads,
+                progress=progress,
+            )
+            for k, (own, pose) in enumerate(
+                zip(poses.windows, poses.scanner_from_reference, strict=True)
+            )
+        ]
 
-    scatter: ScatterModel | None = None
+    def of_part(models: Sequence[AdditiveModel]) -> ByPose:
+        return ByPose(tuple(PartModel(m, s) for m, s in zip(models, share, strict=True)))
+
+    scatter: list[ScatterModel] = []
     if settings.scale_to_tails:
         scatter = estimate(even_body(mu, settings), replace(quick, segment_spread=0.3))
-        if scatter.notes:  # without tails its size is unknown
-            scatter = None
+        if any(model.notes for model in scatter):  # without tails its size is unknown
+            scatter = []
     for k in range(n_rounds):
+        additive = [of_part(m) for m in (randoms, scatter) if m]
         image = reconstruct(
             listmode,
-            part,
+            join(part.windows),
             grid=coarse,
             mu=mu,
             settings=COARSE_OSEM,
-            additive=[PartModel(m, share) for m in (randoms, scatter) if m is not None],
+            additive=additive,
             sensitivity=sensitivity,
+            poses=part,
             threads=threads,
             progress=progress,
         )
         scatter = estimate(image, settings if k == n_rounds - 1 else quick)
-    assert scatter is not None
     return scatter
 
 
@@ -174,7 +228,7 @@ def coarse_grid(grid: Grid, voxel_mm: float) -> Grid:
     )
 
 
-def spread_part(listmode: Listmode, windows: Windows, max_events: int) -> Windows:
+def spread_part(listmode: Listmode, windows: Windows, max_events: float) -> Windows:
     """Choose short pieces, spread evenly over the windows, that hold about ``max_events``."""
     n_events = listmode.count(windows)
     if n_events <= max_events:

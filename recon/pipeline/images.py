@@ -14,15 +14,20 @@ from listmode.progress import SILENT, Progress
 from listmode.scanner import Scanner
 from listmode.source import Listmode, ScanProtocol
 from listmode.windows import Windows
-from recon.corrections.additive import AdditiveModel
-from recon.corrections.randoms import estimate_randoms
+from recon.bootstrap import Replicates, bootstrap
+from recon.corrections.additive import ByPose, share_out
+from recon.corrections.randoms import RandomsModel, estimate_randoms_by_pose
+from recon.corrections.scatter import ScatterModel
 from recon.image import Grid, Volume
 from recon.io.nifti import check_mu, resample_to
-from recon.osem import estimate_cost, reconstruct
-from recon.scatter_loop import estimate_scatter_iteratively
-from recon.sensitivity import Sensitivity, compute_sensitivity
+from recon.motion import Poses
+from recon.osem import Problem, estimate_cost, osem, prepare, run
+from recon.scatter_loop import estimate_scatter_by_pose
+from recon.sensitivity import Sensitivity, average_sensitivity
 from recon.settings import GridSettings, Settings
+from recon.suv import SuvBy, suv_factor, suv_factors
 
+ADDITIVE_MM = 5.0  # poses nearer than this share randoms and scatter, which are smooth
 BODY_RADIUS_MM = 272.0  # 165 voxels of 3.3 mm hold a patient with the arms at the sides
 
 
@@ -50,9 +55,9 @@ def choose_grid(scanner: Scanner, settings: GridSettings | None = None) -> Grid:
     return Grid.centred((across, across, along), wanted.voxel_mm)
 
 
-def to_suv(volume: Volume, protocol: ScanProtocol) -> Volume | None:
-    """Turn Bq/mL at tick zero into body-weight SUV; ``None`` if dose or weight is unknown."""
-    factor = protocol.suv_per_bq_ml
+def to_suv(volume: Volume, protocol: ScanProtocol, by: SuvBy = "weight") -> Volume | None:
+    """Turn Bq/mL at tick zero into SUV; ``None`` if dose, weight or what else is unknown."""
+    factor = suv_factor(protocol, by)
     if factor is None:
         return None
     return Volume(volume.values * factor, volume.grid, "SUV", volume.provenance)
@@ -113,6 +118,8 @@ class Reconstruction:
         To use again for other windows.
     notes
         What was left out, and why.
+    replicates
+        Images of resampled events, Bq/mL; ``None`` where none were asked for.
     """
 
     volume: Volume
@@ -122,6 +129,7 @@ class Reconstruction:
     n_scatter: float | None
     sensitivity: Sensitivity
     notes: tuple[str, ...]
+    replicates: Replicates | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give what the image was made from as JSON values."""
@@ -146,8 +154,10 @@ def reconstruct_scan(
     mu: Volume | None = None,
     settings: Settings | None = None,
     sensitivity: Sensitivity | None = None,
+    poses: Poses | None = None,
     threads: int = 2,
     cache_dir: Path | None = None,
+    resume_dir: Path | None = None,
     progress: Progress = SILENT,
 ) -> Reconstruction:
     """Reconstruct a union of windows with every correction that the data allow.
@@ -166,16 +176,28 @@ def reconstruct_scan(
     settings
         Grid, corrections and OSEM.
     sensitivity
-        Of the same scanner, grid and mu-map, from an earlier call.
+        Of the same scanner, grid, mu-map and poses, from an earlier call.
+    poses
+        Where the patient lay in all of the windows: their events are then put where they would
+        have been in the reference pose, which is that of grid and mu-map. The patient did not
+        move if ``None``.
     threads, cache_dir, progress
         As everywhere.
+    resume_dir
+        Folder that keeps the states of the iterations; see :func:`recon.osem.reconstruct`.
 
     Raises
     ------
     InputError
-        If windows lie outside the scan or hold no events, or the mu-map cannot be used.
+        If windows lie outside the scan or hold no events, the mu-map cannot be used, or
+        replicates are asked for with a penalty.
     """
     settings = settings or Settings()
+    if settings.penalty is not None and settings.bootstrap.n_replicates:
+        raise InputError(
+            "replicates are reconstructed by OSEM, but a penalty is set too; leave out the "
+            "bootstrap or the penalty"
+        )
     check_events(listmode, windows)
     grid = grid or choose_grid(listmode.scanner, settings.grid)
     notes: list[str] = []
@@ -183,29 +205,25 @@ def reconstruct_scan(
         notes.append("no mu-map was given: not corrected for attenuation or scatter")
     else:
         check_mu(mu)
-        notes += _mu_notes(mu, grid)
-        mu = resample_to(mu, grid)
-    randoms = scatter = None
-    if settings.corrections.randoms and listmode.n_events("delayeds"):
-        randoms = estimate_randoms(listmode, windows)
-    elif settings.corrections.randoms:
-        notes.append("the file has no delayed events: not corrected for randoms")
-    if settings.corrections.scatter and mu is not None:
-        scatter = estimate_scatter_iteratively(
-            listmode,
-            windows,
-            mu=mu,
-            grid=grid,
-            randoms=randoms,
-            n_rounds=settings.corrections.scatter_rounds,
-            settings=settings.scatter,
-            threads=threads,
-            progress=progress,
-        )
+        resampled = resample_to(mu, grid)
+        if _reaches_beyond(mu, grid):  # lines of response cross what the image does not show
+            notes.append(
+                "the mu-map reaches beyond the image and is used whole, on its own grid"
+            )
+        else:
+            notes += _mu_notes(mu, grid)
+            mu = resampled
+    poses = Poses.still(windows) if poses is None else poses.within(windows)
+    randoms, scatter, more = _additive(
+        listmode, poses, mu, grid, settings, threads=threads, progress=progress
+    )
+    notes += more
     if sensitivity is None:
-        sensitivity = compute_sensitivity(
+        sensitivity = average_sensitivity(
             listmode.scanner,
             grid,
+            poses,
+            half_life_s=listmode.protocol.half_life_s,
             mu=mu,
             crystal_efficiency=listmode.crystal_efficiency,
             n_pairs=settings.osem.n_sensitivity_pairs,
@@ -213,30 +231,92 @@ def reconstruct_scan(
             cache_dir=cache_dir,
             progress=progress,
         )
-    additive: Sequence[AdditiveModel] = [m for m in (randoms, scatter) if m is not None]
-    volume = reconstruct(
+    with prepare(
         listmode,
         windows,
         grid=grid,
         mu=mu,
         settings=settings.osem,
-        additive=additive,
+        additive=_by_pose(randoms, scatter, poses, listmode.protocol.half_life_s),
         sensitivity=sensitivity,
+        poses=poses,
         threads=threads,
+        resume_dir=resume_dir,
         progress=progress,
-    )
+    ) as problem:
+        volume = run(problem, settings.penalty or osem)
+        replicates = _replicates(problem, settings)
     about = {**volume.provenance, "notes": notes, "settings": settings.to_dict()}
     if listmode.protocol.suv_per_bq_ml is not None:
         about["suv_per_bq_ml"] = listmode.protocol.suv_per_bq_ml
+        about["suv_per_bq_ml_by"] = suv_factors(listmode.protocol)
     return Reconstruction(
         volume=replace(volume, provenance=about),
         windows=windows,
         n_prompts=listmode.count(windows),
-        n_randoms=None if randoms is None else float(randoms.total),
-        n_scatter=None if scatter is None else float(scatter.total),
+        n_randoms=None if randoms is None else sum(float(m.total) for m in randoms),
+        n_scatter=None if scatter is None else sum(float(m.total) for m in scatter),
         sensitivity=sensitivity,
         notes=tuple(notes),
+        replicates=replicates,
     )
+
+
+def _replicates(problem: Problem, settings: Settings) -> Replicates | None:
+    wanted = settings.bootstrap
+    if not wanted.n_replicates:
+        return None
+    return bootstrap(problem, wanted.n_replicates, wanted.seed)
+
+
+def _additive(
+    listmode: Listmode,
+    poses: Poses,
+    mu: Volume | None,
+    grid: Grid,
+    settings: Settings,
+    *,
+    threads: int,
+    progress: Progress,
+) -> tuple[list[RandomsModel] | None, list[ScatterModel] | None, list[str]]:
+    """Estimate randoms and scatter for groups of like poses; say what was left out."""
+    wanted = settings.corrections
+    groups = poses.merged(ADDITIVE_MM)
+    randoms: list[RandomsModel] | None = None
+    scatter: list[ScatterModel] | None = None
+    notes = []
+    if wanted.randoms and listmode.n_events("delayeds"):
+        randoms = estimate_randoms_by_pose(listmode, groups)
+    elif wanted.randoms:
+        notes.append("the file has no delayed events: not corrected for randoms")
+    if wanted.scatter and mu is not None:
+        scatter = estimate_scatter_by_pose(
+            listmode,
+            groups,
+            mu=mu,
+            grid=grid,
+            randoms=randoms,
+            n_rounds=wanted.scatter_rounds,
+            settings=settings.scatter,
+            threads=threads,
+            progress=progress,
+        )
+    return randoms, scatter, notes
+
+
+def _by_pose(
+    randoms: Sequence[RandomsModel] | None,
+    scatter: Sequence[ScatterModel] | None,
+    poses: Poses,
+    half_life_s: float,
+) -> list[ByPose]:
+    """Give each pose its share of its group's: randoms go with the activity squared."""
+    groups = poses.merged(ADDITIVE_MM)
+    return [
+        share_out(models, groups, poses, half_life)
+        for models, half_life in ((randoms, half_life_s / 2), (scatter, half_life_s))
+        if models is not None
+    ]
 
 
 def reconstruct_windows(
@@ -252,6 +332,15 @@ def reconstruct_windows(
     return reconstruct_scan(
         listmode, windows, mu=mu, settings=settings, threads=threads, progress=progress
     ).volume
+
+
+def _reaches_beyond(mu: Volume, grid: Grid) -> bool:
+    """Say whether a map holds matter more than a voxel outside of the image."""
+    inside = []
+    for axis in range(3):
+        at = (mu.grid.axis_mm(axis) - grid.origin_mm[axis]) / grid.voxel_mm[axis]
+        inside.append((at >= -1.5) & (at <= grid.shape[axis] + 0.5))
+    return bool(mu.values.any() and mu.values[np.ix_(*inside)].sum() < mu.values.sum() * 0.999)
 
 
 def _mu_notes(mu: Volume, grid: Grid) -> list[str]:
