@@ -15,6 +15,7 @@ from recon.cli.options import (
     RESEARCH,
     AsJson,
     CacheDir,
+    CorrectMotion,
     FilterMm,
     Iterations,
     KeepIn,
@@ -22,6 +23,7 @@ from recon.cli.options import (
     MuFile,
     MuTime,
     OutDir,
+    PosesFile,
     PsfMm,
     ScanFile,
     SettingsFile,
@@ -36,6 +38,7 @@ from recon.cli.options import (
 )
 from recon.image import Volume
 from recon.io.nifti import load_volume, save_volume
+from recon.io.poses import load_poses
 from recon.io.tables import save_hotspots, save_json
 from recon.pipeline import demo as demonstration
 from recon.pipeline import images, measure, scan
@@ -136,6 +139,7 @@ def recon(
     out: OutDir = Path("out"),
     windows: WindowsText = None,
     mu: MuFile = None,
+    poses: PosesFile = None,
     name: Annotated[str, typer.Option(help="Name of the image file.")] = "image",
     voxel_mm: VoxelMm = None,
     iterations: Iterations = None,
@@ -164,11 +168,13 @@ def recon(
         with open_listmode(file) as listmode:
             chosen = listmode.extent if windows is None else Windows.parse(windows)
             images.check_events(listmode, chosen)
+            course = None if poses is None else load_poses(poses, chosen)
             n_threads = count_threads(threads)
             cost = images.estimate_run(listmode, chosen, settings, n_threads)
             run.say(text.cost_line(cost))
             done = images.reconstruct_scan(
-                listmode, chosen, mu=attenuation, settings=settings, threads=n_threads,
+                listmode, chosen, mu=attenuation, settings=settings, poses=course,
+                threads=n_threads,
                 cache_dir=cache, progress=run.progress,
             )  # fmt: skip
             path = folder / f"{name}.nii.gz"
@@ -240,6 +246,7 @@ def run_command(
     filter_mm: FilterMm = None,
     scatter: UseScatter = True,
     randoms: UseRandoms = True,
+    correct_motion: CorrectMotion = True,
     settings_file: SettingsFile = None,
     cache: CacheDir = None,
     threads: Threads = None,
@@ -247,8 +254,10 @@ def run_command(
 ) -> None:
     """Do the main job: motion, still windows, images, hotspots, report.
 
-    Writes report.html, full.nii.gz and still.nii.gz with their sidecars, motion.json,
-    motion.tsv, hotspots.csv (still windows), hotspots_full.csv (whole scan) and summary.json.
+    Writes report.html, full.nii.gz and still.nii.gz with their sidecars, corrected.nii.gz
+    (motion-corrected, all minutes) if the patient moved, motion.json, motion.tsv, poses.csv,
+    hotspots.csv (still windows), hotspots_full.csv (whole scan), hotspots_corrected.csv and
+    summary.json.
     """
     with console.session(as_json=as_json) as run:
         settings = _recon_settings(
@@ -262,7 +271,8 @@ def run_command(
         with open_listmode(file) as listmode:
             result = scan.run_scan(
                 listmode, folder, mu=attenuation, labels=names, windows=chosen,
-                settings=settings, cache_dir=cache, threads=count_threads(threads),
+                settings=settings, correct_motion=correct_motion, cache_dir=cache,
+                threads=count_threads(threads),
                 progress=run.progress, say=run.say,
             )  # fmt: skip
             run.finish(result.to_dict(), text.run_lines(result, listmode.clock_zero, folder))

@@ -125,6 +125,23 @@ UseScatter = Annotated[
 UseRandoms = Annotated[
     bool, typer.Option("--randoms/--no-randoms", help="Correct for randoms.")
 ]
+CorrectMotion = Annotated[
+    bool,
+    typer.Option(
+        "--correct-motion/--no-correct-motion",
+        help="Also reconstruct all minutes with the found shifts of the whole body corrected.",
+    ),
+]
+PosesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--poses",
+        metavar="FILE.csv",
+        help="Correct for this motion: time_s, x_mm, y_mm, z_mm and, if the patient turned, "
+        "rx_deg, ry_deg, rz_deg or qw, qx, qy, qz; a row holds until the next one.",
+        show_default=False,
+    ),
+]
 CacheDir = Annotated[
     Path | None,
     typer.Option(

@@ -16,6 +16,7 @@ from listmode.source import Listmode
 from listmode.windows import Windows
 from recon.image import Volume
 from recon.io.tables import save_json, save_table
+from recon.motion import Poses, poses_from_changes
 from recon.settings import Settings
 
 LEAST_MU_SHIFT_MM = 1.0  # smaller shifts of the mu-map change nothing that can be seen
@@ -156,3 +157,43 @@ def fit_mu(
             f"{distance:.1f} mm (x, y, z: {place} mm) to where the patient lay.",
         ),
     )
+
+
+def find_poses(
+    listmode: Listmode, motion: MotionResult, mu_time_s: float | None = None
+) -> tuple[Poses, tuple[str, ...]]:
+    """Turn the found shifts of the whole body into poses, and say what else was found.
+
+    Parameters
+    ----------
+    listmode
+        The scan.
+    motion
+        What was found.
+    mu_time_s
+        Scan time whose pose the mu-map shows: the reference. The first state if ``None``.
+
+    Returns
+    -------
+    poses
+        One a state.
+    notes
+        Changes that are not corrected, and why.
+    """
+    kinds = ["whole-body shift"]
+    if motion.reference == "whole body":  # then what was followed is what moved
+        kinds.append("unclassified")
+    poses = poses_from_changes(
+        motion.changes, listmode.extent, reference_s=mu_time_s, kinds=kinds
+    )
+    notes = tuple(
+        f"The change at {change.time_s:.0f} s ({change.length_mm:.1f} mm) is not "
+        f"motion-corrected: it is a {change.kind}"
+        + (f" ({change.reason})." if change.reason else ".")
+        if change.kind == "local event"
+        else f"The change at {change.time_s:.0f} s ({change.length_mm:.1f} mm) is not "
+        "motion-corrected: whether the whole body moved could not be seen."
+        for change in motion.changes.items
+        if change.kind not in kinds
+    )
+    return poses, notes

@@ -18,7 +18,9 @@ from listmode.windows import Windows
 from recon.hotspots.features import HotspotTable
 from recon.image import Volume
 from recon.io.nifti import resample_to, save_volume
+from recon.io.poses import save_poses
 from recon.io.tables import save_hotspots, save_json
+from recon.motion import Poses
 from recon.pipeline.images import (
     Reconstruction,
     check_events,
@@ -28,7 +30,13 @@ from recon.pipeline.images import (
 )
 from recon.pipeline.labels import LabelMap
 from recon.pipeline.measure import measure_image
-from recon.pipeline.motion import analyse, fit_mu, motion_to_dict, save_motion
+from recon.pipeline.motion import (
+    analyse,
+    find_poses,
+    fit_mu,
+    motion_to_dict,
+    save_motion,
+)
 from recon.report.build import Story, build_report
 from recon.report.html import save_report
 from recon.sensitivity import Sensitivity
@@ -50,6 +58,11 @@ class RunResult:
         The windows of the still image.
     full, still
         Images of all and of the kept time; the same one where all was kept.
+    corrected
+        Motion-corrected image of all the time, in the reference pose; ``None`` where nobody
+        moved or it was not wanted.
+    poses
+        Where the patient lay.
     hotspots_full, hotspots_still
         Their tables.
     notes
@@ -64,6 +77,8 @@ class RunResult:
     windows: Windows
     full: Reconstruction
     still: Reconstruction
+    corrected: Reconstruction | None
+    poses: Poses
     hotspots_full: HotspotTable
     hotspots_still: HotspotTable
     notes: tuple[str, ...]
@@ -76,6 +91,8 @@ class RunResult:
             **self.about,
             "full": self.full.to_dict(),
             "still": self.still.to_dict(),
+            "corrected": None if self.corrected is None else self.corrected.to_dict(),
+            "poses": self.poses.to_dict(),
             "n_hotspots": {"full": len(self.hotspots_full), "still": len(self.hotspots_still)},
             "notes": list(self.notes),
             "files": list(self.files),
@@ -90,6 +107,7 @@ def run_scan(
     labels: LabelMap | None = None,
     windows: Windows | None = None,
     settings: Settings | None = None,
+    correct_motion: bool = True,
     threads: int = 2,
     cache_dir: Path | None = None,
     progress: Progress = SILENT,
@@ -109,6 +127,8 @@ def run_scan(
         Windows of the user's own choice; those of the motion analysis if not given.
     settings
         Of all stages.
+    correct_motion
+        Also reconstruct all the time with the found shifts of the whole body corrected.
     threads, cache_dir, progress
         As everywhere.
     say
@@ -129,11 +149,15 @@ def run_scan(
     say(f"windows kept: {chosen}, counted from {listmode.clock_zero}")
 
     def image_of(
-        part: Windows, name: str, matter: Volume | None, sensitivity: Sensitivity | None
+        part: Windows,
+        name: str,
+        matter: Volume | None,
+        sensitivity: Sensitivity | None,
+        poses: Poses | None = None,
     ) -> Reconstruction:
         done = reconstruct_scan(
             listmode, part, grid=grid, mu=matter, settings=wanted, threads=threads,
-            sensitivity=sensitivity, cache_dir=cache_dir, progress=progress,
+            sensitivity=sensitivity, poses=poses, cache_dir=cache_dir, progress=progress,
         )  # fmt: skip
         path = folder / f"{name}.nii.gz"
         save_volume(path, done.volume, protocol=listmode.protocol, windows=part)
@@ -143,10 +167,15 @@ def run_scan(
     pose = fit_mu(motion, chosen, mu, wanted.corrections.mu_time_s)
     full = image_of(listmode.extent, "full", mu, None)
     still = image_of(chosen, "still", pose.mu, full.sensitivity if pose.mu is mu else None)
+    poses, unmoved = find_poses(listmode, motion, wanted.corrections.mu_time_s)
+    save_poses(folder / "poses.csv", poses)
+    images = {"full": full, "still": still}
+    if correct_motion and poses.is_moving:
+        images["corrected"] = image_of(listmode.extent, "corrected", mu, None, poses)
     factor = listmode.protocol.suv_per_bq_ml
     shown = {
         name: to_suv(done.volume, listmode.protocol) or done.volume
-        for name, done in (("full", full), ("still", still))
+        for name, done in images.items()
     }
     searched = {
         name: _without_ends(volume, full.sensitivity, wanted.hotspots.min_sensitivity)
@@ -160,18 +189,25 @@ def run_scan(
     }
     save_hotspots(folder / "hotspots.csv", tables["still"])
     save_hotspots(folder / "hotspots_full.csv", tables["full"])
-    notes = (*_scan_notes(listmode), *full.notes, *pose.notes, *tables["still"].notes)
+    if "corrected" in tables:
+        save_hotspots(folder / "hotspots_corrected.csv", tables["corrected"])
+    notes = (
+        *_scan_notes(listmode), *full.notes, *pose.notes, *unmoved, *tables["still"].notes,
+    )  # fmt: skip
     about = motion_to_dict(listmode, motion, windows)
     result = RunResult(
         motion=motion,
         windows=chosen,
         full=full,
         still=still,
+        corrected=images.get("corrected"),
+        poses=poses,
         hotspots_full=tables["full"],
         hotspots_still=tables["still"],
         notes=notes,
-        files=("report.html", "full.nii.gz", "still.nii.gz", "motion.json", "motion.tsv",
-               "hotspots.csv", "hotspots_full.csv", "summary.json"),
+        files=("report.html", *(f"{name}.nii.gz" for name in images), "motion.json",
+               "motion.tsv", "poses.csv", "hotspots.csv", "hotspots_full.csv",
+               *(["hotspots_corrected.csv"] if "corrected" in images else []), "summary.json"),
         about=about,
     )  # fmt: skip
     save_json(folder / "summary.json", result.to_dict())
@@ -252,4 +288,15 @@ def _story(
         notes=result.notes,
         provenance=provenance,
         settings=settings.to_dict(),
+        corrected=shown.get("corrected"),
+        corrected_shift_mm=_shift_to(result.poses, result.windows),
     )
+
+
+def _shift_to(poses: Poses, windows: Windows) -> tuple[float, float, float]:
+    """Give the mean shift of the kept windows from the reference, x, y, z, mm."""
+    kept = poses.within(windows)
+    time_s = [part.duration_s for part in kept.windows]
+    mean = np.average(kept.scanner_from_reference[:, :3, 3], axis=0, weights=time_s)
+    x, y, z = (float(value) for value in mean)
+    return x, y, z

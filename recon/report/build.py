@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from listmode.motion import MotionResult
 from listmode.source import ScanProtocol
@@ -27,6 +28,7 @@ from recon.report.measures import (
 
 F64 = NDArray[np.float64]
 
+CORRECTED = "all minutes, motion-corrected"
 MAX_ROWS = 30  # hotspots in the report's table; the CSV has all of them
 SUV_MAX_NOTE = (
     "An image from fewer minutes is noisier, and its SUVmax, being the maximum of a noisy "
@@ -75,6 +77,10 @@ class Story:
         What was not done, and other warnings.
     provenance, settings
         What makes the run reproducible: hashes and versions, never a path or a name.
+    corrected
+        Motion-corrected image of all the time, in the reference pose, on the same grid.
+    corrected_shift_mm
+        How far the kept windows lie from that pose, x, y, z, mm.
     """
 
     scanner: str
@@ -98,6 +104,14 @@ class Story:
     notes: Sequence[str]
     provenance: Mapping[str, Any]
     settings: Mapping[str, Any]
+    corrected: Volume | None = None
+    corrected_shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def compared(self) -> list[tuple[str, Volume]]:
+        """What is shown, and the motion-corrected image beside it where there is one."""
+        more = [] if self.corrected is None else [(CORRECTED, self.corrected)]
+        return [*self.shown, *more]
 
     @property
     def shown(self) -> list[tuple[str, Volume]]:
@@ -181,22 +195,53 @@ def _bladder_profiles(story: Story) -> list[tuple[str, F64, F64, ProfileWidths |
     if centre is None:
         return []
     found = []
-    for name, volume in story.shown:
-        z_mm, profile = axial_profile(volume, centre)
+    for name, volume in story.compared:
+        x, y, z = _in_image(story, name, centre)
+        z_mm, profile = axial_profile(volume, (x, y, z))
         found.append((name, z_mm, profile, measure_profile(z_mm, profile)))
     return found
 
 
+def _in_image(
+    story: Story, name: str, place_mm: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """Give where a place of the kept windows lies in an image with a pose of its own."""
+    if name != CORRECTED:
+        return place_mm
+    x, y, z = (p - s for p, s in zip(place_mm, story.corrected_shift_mm, strict=True))
+    return x, y, z
+
+
+def _in_place(story: Story, name: str, volume: Volume) -> NDArray[np.float32]:
+    """Give an image's values with the patient where he lay in the kept windows."""
+    values = np.asarray(volume.values, np.float32)
+    if name != CORRECTED:
+        return values
+    step = np.asarray(story.corrected_shift_mm) / volume.grid.voxel_mm
+    return np.asarray(ndimage.shift(values, step, order=1), np.float32)
+
+
 def _width_sentences(story: Story) -> list[str]:
-    widths = [w for *_, w in _bladder_profiles(story) if w is not None]
-    if len(widths) != 2:
+    widths = {name: w for name, _, _, w in _bladder_profiles(story) if w is not None}
+    if "full scan" not in widths or len(widths) == 1:
         return []
-    full, still = widths
+    full = widths["full scan"]
+    corrected = widths.get(CORRECTED)
+    sentences = []
+    if corrected is not None:
+        sentences.append(
+            "In the motion-corrected image of all minutes the bladder measures "
+            f"{corrected.rms_mm:.1f} mm along z (RMS, background removed), in the uncorrected "
+            f"one {full.rms_mm:.1f} mm."
+        )
+    if (still := widths.get("still windows")) is None:
+        return sentences
     change = full.rms_mm / still.rms_mm - 1.0
     return [
+        *sentences,
         f"Along z the bladder measures {full.rms_mm:.1f} mm (RMS, background removed) in the "
         f"full scan and {still.rms_mm:.1f} mm in the still windows ({change:+.0%} in the full "
-        "scan)."
+        "scan).",
     ]
 
 
@@ -244,7 +289,7 @@ def _images_section(story: Story) -> Section:
     grid = story.full.grid
     box = figures.body_box(None if story.mu is None else story.mu.values, grid)
     png = figures.draw_mips(
-        [(name, v.values) for name, v in story.shown],
+        [(name, v.values) for name, v in story.compared],
         grid,
         unit=story.full.unit,
         scale_max=story.scale_max,
@@ -259,9 +304,20 @@ def _images_section(story: Story) -> Section:
                 "Maximum intensity projections, coronal (seen from the front) and sagittal "
                 f"(from the left), on one scale from 0 to {story.scale_max:.3g} "
                 f"{story.full.unit}, decay-corrected to {story.clock_zero}. R, L, A, P, H, F: "
-                "right, left, front, back, head, feet. The axes are the scanner's, in mm.",
+                "right, left, front, back, head, feet. The axes are the scanner's, in mm."
+                + _pose_words(story),
             )
         ],
+    )
+
+
+def _pose_words(story: Story) -> str:
+    if story.corrected is None:
+        return ""
+    place = ", ".join(f"{value:+.1f}" for value in story.corrected_shift_mm)
+    return (
+        " The motion-corrected image shows the patient in the pose of the mu-map (without one "
+        f"in the first pose), from which the kept windows lie {place} mm (x, y, z)."
     )
 
 
@@ -270,16 +326,20 @@ def _bladder_section(story: Story) -> list[Section]:
     if not profiles:
         return []
     z_mm = profiles[0][1]
+    offset_mm = {CORRECTED: story.corrected_shift_mm[2]}
     png = figures.draw_profiles(
         z_mm,
-        [(name, values) for name, _, values, _ in profiles],
+        [
+            (name, np.interp(z_mm, z + offset_mm.get(name, 0.0), values))
+            for name, z, values, _ in profiles
+        ],
         ylabel=f"{story.full.unit} × mL / mm",
         title="The bladder along z, integrated over x and y",
     )
     centre = bladder_centre(story)
     assert centre is not None
     closeup = figures.draw_closeup(
-        [(name, v.values) for name, v in story.shown],
+        [(name, _in_place(story, name, v)) for name, v in story.compared],
         story.full.grid,
         centre,
         unit=story.full.unit,
@@ -301,7 +361,13 @@ def _bladder_section(story: Story) -> list[Section]:
                     closeup,
                     "Coronal and sagittal slices through the bladder",
                     "Slices through the bladder on a scale of their own, which does not "
-                    "saturate: a doubled bladder has grey rims at both ends.",
+                    "saturate: a doubled bladder has grey rims at both ends."
+                    + (
+                        ""
+                        if story.corrected is None
+                        else " For this picture the motion-corrected image is moved to where "
+                        "the patient lay in the kept windows."
+                    ),
                 ),
                 Picture(
                     png, "Axial profile of the bladder", "Cylinder of 60 mm radius along z."
@@ -372,9 +438,10 @@ def _slices_section(story: Story) -> Section:
 
 def _noise_section(story: Story) -> Section:
     rows = []
-    for (name, volume), n, windows in zip(
-        story.shown, story.n_prompts, (story.extent, story.windows), strict=False
-    ):
+    used = {"full scan": 0, "still windows": 1, CORRECTED: 0}
+    for name, volume in story.compared:
+        n = story.n_prompts[used[name]]
+        windows = (story.extent, story.windows)[used[name]]
         noise = None
         if story.liver is not None:
             noise = coefficient_of_variation(volume, story.liver)
