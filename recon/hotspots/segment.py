@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from listmode.errors import InputError
 from recon.hotspots import _kernels
-from recon.hotspots.places import plain_name
+from recon.hotspots.places import plain_name, without_side
 from recon.image import Volume
 
 F32 = NDArray[np.float32]
@@ -170,7 +170,8 @@ def find_hotspots(
         Label map on the same grid, and the name of each label value. Values without a name
         are called ``label_7``.
     physiological
-        Names of regions with expected uptake. Hotspots in them are flagged, not dropped.
+        Names of regions with expected uptake; one without a side names both. Hotspots in them
+        are flagged, not dropped.
     suv_per_bq_ml
         Factor from Bq/mL to SUV; needed for an SUV threshold on a Bq/mL volume.
     min_volume_ml
@@ -222,7 +223,9 @@ def find_hotspots(
         threshold=level,
         region=region,
         region_fraction=region_fraction,
-        is_physiological=tuple(plain_name(name) in expected for name in region),
+        is_physiological=tuple(
+            plain_name(name) in expected or without_side(name) in expected for name in region
+        ),
         method=method,
         n_dropped=MappingProxyType({reason: n for reason, n in n_dropped.items() if n}),
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from listmode.errors import InputError
 from recon.hotspots.segment import PHYSIOLOGICAL
 from recon.image import Grid, Volume
+from recon.io.label_names import read_label_names
 from recon.io.nifti import load_volume, resample_to, save_volume
 from recon.io.tables import load_text, save_table
 
@@ -70,9 +71,9 @@ def save_labels(path: Path, labels: LabelMap) -> None:
 
 
 def load_labels(path: Path) -> LabelMap:
-    """Read a label map; names from the TSV table beside it, if there is one.
+    """Read a label map; names from the TSV table beside it, or from its own header.
 
-    Without a table the numbers have no names. A table without the column ``physiological``
+    Without either the numbers have no names. A table without the column ``physiological``
     leaves it to the names that stillpet knows.
 
     Raises
@@ -84,7 +85,7 @@ def load_labels(path: Path) -> LabelMap:
     volume = load_volume(path, "label")
     table = names_path(path)
     if not table.is_file():
-        return LabelMap(volume, {})
+        return LabelMap(volume, read_label_names(path))
     rows = csv.DictReader(io.StringIO(load_text(table)), delimiter="\t")
     found = rows.fieldnames or ()
     if not {"label", "name"} <= set(found):

@@ -241,6 +241,17 @@ def test_physiological_uptake_is_flagged_and_stays() -> None:
     assert found.is_physiological == (True, False, False)
 
 
+def test_a_name_without_a_side_calls_both_sides_physiological() -> None:
+    found = find_hotspots(
+        line(9, 9, 0, 8, 0, 7),
+        threshold=FixedSuv(4.0),
+        labels=labelled(4, 4, 4, 2, 2, 3),
+        label_names={4: "adrenal_gland_left", 2: "kidney_right", 3: "hip_left"},
+        physiological=("adrenal_gland", "kidney_left"),
+    )
+    assert found.is_physiological == (True, False, False)
+
+
 def test_region_is_where_most_voxels_lie() -> None:
     found = find_hotspots(
         line(6, 9, 8, 7, 0), threshold=FixedSuv(4.0), labels=labelled(5, 9, 9, 9, 0)
