@@ -14,28 +14,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from listmode.errors import InputError
-from recon.hotspots.rows import listed, read_rows
+from recon.hotspots.case_checks import LOCATIONS as LOCATIONS
+from recon.hotspots.case_checks import ORIGINS as ORIGINS
+from recon.hotspots.case_checks import SIMULATED as SIMULATED
+from recon.hotspots.case_checks import TISSUES as TISSUES
+from recon.hotspots.case_checks import (
+    check_labels,
+    check_names,
+    check_numbers,
+    check_patients,
+    doubts,
+)
+from recon.hotspots.rows import read_rows
 
 F64 = NDArray[np.float64]
 
 SCHEMA = "stillpet-cases-2"
 
-TISSUES = ("bone", "lymph_node")
-LOCATIONS = (
-    "thorax",
-    "spine",
-    "pelvis",
-    "lower_extremity",
-    "para_aortic",
-    "common_iliac",
-)
-_ONLY_IN = {"spine": "bone", "lower_extremity": "bone", "para_aortic": "lymph_node"}
-_ONLY_IN |= {"common_iliac": "lymph_node"}
-
 TEXTS = ("patient", "tissue", "location")
 DETAILS = ("hotspot", "level", "side", "origin")
-SIMULATED = "simulated"
-ORIGINS = ("", "image", SIMULATED)
 NUMBERS = (
     "suv_max",
     "suv_max_se",
@@ -53,10 +50,6 @@ NUMBERS = (
 )
 LABELS = ("reader_1", "reader_2", "malignant")
 COLUMNS = TEXTS + DETAILS + NUMBERS + LABELS
-REQUIRED = ("suv_max", "n_lymph_node", "n_bone", "scan_suv_max", "region_suv_mean")
-
-IMPOSSIBLE_SUV = 1000.0
-SUSPICIOUS_MEDIAN_SUV = 50.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +101,7 @@ class Cases:
             for name in NUMBERS
         }
         labels = {name: np.asarray(self.labels.get(name, np.full(n, -1))) for name in LABELS}
-        _check_labels(labels)  # before they are cut to eight bits
+        check_labels(labels)  # before they are cut to eight bits
         labels = {name: np.array(column, dtype=np.int8) for name, column in labels.items()}
         details = {
             name: np.array(self.details.get(name, np.full(n, "")), dtype=np.str_)
@@ -126,10 +119,10 @@ class Cases:
         object.__setattr__(self, "numbers", numbers)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "details", details)
-        _check_names(self.tissue, self.location, details["origin"])
-        _check_patients(self.patient)
-        _check_numbers(numbers)
-        notes = dict.fromkeys((*self.notes, *_doubts(numbers)))
+        check_names(self.tissue, self.location, details["origin"])
+        check_patients(self.patient)
+        check_numbers(numbers)
+        notes = dict.fromkeys((*self.notes, *doubts(numbers)))
         object.__setattr__(self, "notes", tuple(notes))
 
     def __len__(self) -> int:
@@ -254,76 +247,6 @@ def _parse(
                 f"{text!r}; correct that cell or leave it empty"
             ) from None
     return values
-
-
-def _check_patients(patient: NDArray[np.str_]) -> None:
-    if (nameless := np.char.strip(patient) == "").any():
-        raise InputError(
-            f"patient must be a code, but row {int(np.argmax(nameless))} has none; hotspots "
-            "without one would count as one patient: give each patient a code"
-        )
-
-
-def _check_names(
-    tissue: NDArray[np.str_], location: NDArray[np.str_], origin: NDArray[np.str_]
-) -> None:
-    for what, column, known in (
-        ("tissue", tissue, TISSUES),
-        ("location", location, LOCATIONS),
-        ("origin", origin, ORIGINS),
-    ):
-        if unknown := set(column.tolist()) - set(known):
-            raise InputError(
-                f"{what} must be one of {', '.join(filter(None, known))}, but the table has "
-                f"{listed(map(repr, unknown))}; rename it"
-            )
-    for place, only in _ONLY_IN.items():
-        if (wrong := (location == place) & (tissue != only)).any():
-            raise InputError(
-                f"only a {only} lies in {place}, but row {int(np.argmax(wrong))} is a "
-                f"{tissue[np.argmax(wrong)]} there; correct its tissue or location"
-            )
-
-
-def _check_numbers(numbers: Mapping[str, F64]) -> None:
-    for name in REQUIRED:
-        if (bad := ~np.isfinite(numbers[name])).any():
-            raise InputError(
-                f"{name} must be a finite number, but row {int(np.argmax(bad))} holds "
-                f"{numbers[name][np.argmax(bad)]}; measure it or leave the hotspot out"
-            )
-    for name, column in numbers.items():
-        least = -math.inf if name.startswith("hu_") else 0.0
-        if (bad := (column < least) | np.isinf(column)).any():
-            raise InputError(
-                f"{name} must not be negative or infinite, but row {int(np.argmax(bad))} holds "
-                f"{column[np.argmax(bad)]:g}; correct it"
-            )
-    top = float(numbers["suv_max"].max())
-    if top > IMPOSSIBLE_SUV:
-        raise InputError(
-            f"suv_max must be a body-weight SUV (g/mL), but its highest is {top:g} and looks "
-            "like Bq/mL; divide by the injected activity per gram"
-        )
-
-
-def _check_labels(labels: Mapping[str, NDArray[Any]]) -> None:
-    for name, column in labels.items():
-        if bad := set(column.tolist()) - {-1, 0, 1}:
-            raise InputError(
-                f"{name} must be 1 (malignant), 0 (benign) or empty, but it holds "
-                f"{listed(map(str, bad))}; recode it"
-            )
-
-
-def _doubts(numbers: Mapping[str, F64]) -> tuple[str, ...]:
-    median = float(np.median(numbers["suv_max"]))
-    if median <= SUSPICIOUS_MEDIAN_SUV:
-        return ()
-    return (
-        f"the median of suv_max is {median:.3g}: as body-weight SUV that is rare, as kBq/mL it "
-        "is common; check the unit",
-    )
 
 
 def add_context(
