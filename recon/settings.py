@@ -12,8 +12,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from listmode.errors import InputError
 from listmode.motion import MotionSettings
+from recon.bootstrap import count_lanes
 from recon.corrections.scatter_grid import ScatterSettings
 from recon.osem import OsemSettings
+from recon.penalty import RelativeDifference
+from recon.suv import SuvBy
 
 T = TypeVar("T")
 
@@ -72,6 +75,26 @@ class CorrectionSettings:
 
 
 @dataclass(frozen=True)
+class BootstrapSettings:
+    """Replicates of resampled events: a standard deviation image and intervals of SUVmax.
+
+    Parameters
+    ----------
+    n_replicates
+        Rounded up to a multiple of eight; 0 for none.
+    seed
+        Of the draws.
+    """
+
+    n_replicates: int = 0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n_replicates:
+            count_lanes(self.n_replicates)
+
+
+@dataclass(frozen=True)
 class HotspotSettings:
     """How hotspots are found.
 
@@ -91,6 +114,8 @@ class HotspotSettings:
     min_sensitivity
         Slices whose mean sensitivity is below this share of the best one's are not searched:
         the ends of the field of view hold noise only.
+    suv_by
+        What SUV shares the activity over; others than ``"weight"`` need height and sex.
     """
 
     rule: Literal["fraction", "suv", "absolute"] = "fraction"
@@ -98,6 +123,7 @@ class HotspotSettings:
     floor: float = 2.5
     min_volume_ml: float = 0.3
     min_sensitivity: float = 0.1
+    suv_by: SuvBy = "weight"
 
     def __post_init__(self) -> None:
         top = 1.0 if self.rule == "fraction" else 1e9
@@ -201,6 +227,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 
 def _convert_union(args: tuple[Any, ...], value: Any, name: str) -> Any:
     for arg in args:
+        if dataclasses.is_dataclass(arg) and isinstance(value, dict):
+            return _convert(arg, value, name)  # its own message says more than "one of these"
         if arg is not type(None):
             try:
                 return _convert(arg, value, name)
@@ -222,7 +250,7 @@ class Settings:
     """Everything that a run can be told, one part a stage.
 
     A TOML file holds one table a stage, named like the fields; what it leaves out keeps its
-    default.
+    default. A table ``[penalty]`` switches from OSEM to penalised likelihood.
     """
 
     motion: MotionSettings = field(default_factory=MotionSettings)
@@ -230,6 +258,8 @@ class Settings:
     corrections: CorrectionSettings = field(default_factory=CorrectionSettings)
     scatter: ScatterSettings = field(default_factory=ScatterSettings)
     osem: OsemSettings = field(default_factory=OsemSettings)
+    penalty: RelativeDifference | None = None
+    bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
     hotspots: HotspotSettings = field(default_factory=HotspotSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
 

@@ -25,6 +25,7 @@ ORDER = {
     ],
     "recon": [
         "image",
+        "suv",
         "_kernels",
         "_kernels_bootstrap",
         "_kernels_prior",

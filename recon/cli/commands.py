@@ -14,6 +14,7 @@ from recon.cli import console, files, text
 from recon.cli.options import (
     RESEARCH,
     AsJson,
+    BootstrapN,
     CacheDir,
     CorrectMotion,
     FilterMm,
@@ -23,8 +24,10 @@ from recon.cli.options import (
     MuFile,
     MuTime,
     OutDir,
+    Penalty,
     PosesFile,
     PsfMm,
+    Resume,
     ScanFile,
     SettingsFile,
     Subsets,
@@ -35,11 +38,13 @@ from recon.cli.options import (
     WindowsText,
     count_threads,
     make_folder,
+    resuming,
 )
 from recon.image import Volume
 from recon.io.nifti import load_volume, save_volume
 from recon.io.poses import load_poses
 from recon.io.tables import save_hotspots, save_json
+from recon.penalty import RelativeDifference
 from recon.pipeline import demo as demonstration
 from recon.pipeline import images, measure, scan
 from recon.pipeline import motion as motion_stage
@@ -71,6 +76,8 @@ def _recon_settings(
     scatter: bool = True,
     randoms: bool = True,
     mu_time_s: float | None = None,
+    penalty: float | None = None,
+    n_replicates: int | None = None,
 ) -> Settings:
     """Read the settings file and let the options given on the command line win over it."""
     settings = load_settings(path)
@@ -83,6 +90,14 @@ def _recon_settings(
     given = {name: value for name, value in osem.items() if value is not None}
     if given:
         settings = replace(settings, osem=replace(settings.osem, **given))
+    if penalty is not None:
+        usual = settings.penalty or RelativeDifference()
+        settings = replace(
+            settings, penalty=replace(usual, strength=penalty) if penalty else None
+        )
+    if n_replicates is not None:
+        chosen = replace(settings.bootstrap, n_replicates=n_replicates)
+        settings = replace(settings, bootstrap=chosen)
     if voxel_mm is not None:
         settings = replace(settings, grid=replace(settings.grid, voxel_mm=voxel_mm))
     corrections = replace(
@@ -148,6 +163,9 @@ def recon(
     filter_mm: FilterMm = None,
     scatter: UseScatter = True,
     randoms: UseRandoms = True,
+    penalty: Penalty = None,
+    bootstrap: BootstrapN = None,
+    resume: Resume = True,
     settings_file: SettingsFile = None,
     cache: CacheDir = None,
     threads: Threads = None,
@@ -156,16 +174,18 @@ def recon(
     """Reconstruct windows of a scan (all of it without --windows) to Bq/mL at tick zero.
 
     Writes NAME.nii.gz and its sidecar NAME.json, which also holds the factor to SUV where the
-    file knows dose and weight. Memory and time are told before it starts.
+    file knows dose and weight. Memory and time are told before it starts. With --bootstrap it
+    also writes NAME_sd.nii.gz and NAME_hotspots.csv.
     """
     with console.session(as_json=as_json) as run:
         settings = _recon_settings(
             settings_file, voxel_mm=voxel_mm, iterations=iterations, subsets=subsets,
             psf_mm=psf_mm, filter_mm=filter_mm, scatter=scatter, randoms=randoms,
+            penalty=penalty, n_replicates=bootstrap,
         )  # fmt: skip
         attenuation = _load_mu(mu)
         folder = make_folder(out)
-        with open_listmode(file) as listmode:
+        with open_listmode(file) as listmode, resuming(folder, is_wanted=resume) as states:
             chosen = listmode.extent if windows is None else Windows.parse(windows)
             images.check_events(listmode, chosen)
             course = None if poses is None else load_poses(poses, chosen)
@@ -175,10 +195,11 @@ def recon(
             done = images.reconstruct_scan(
                 listmode, chosen, mu=attenuation, settings=settings, poses=course,
                 threads=n_threads,
-                cache_dir=cache, progress=run.progress,
+                cache_dir=cache or states, resume_dir=states, progress=run.progress,
             )  # fmt: skip
             path = folder / f"{name}.nii.gz"
             save_volume(path, done.volume, protocol=listmode.protocol, windows=chosen)
+            scan.save_uncertainty(folder, name, listmode, done, settings)
             run.finish(
                 done.to_dict() | {"image": path.name},
                 text.image_lines(listmode, done, path),
@@ -247,6 +268,9 @@ def run_command(
     scatter: UseScatter = True,
     randoms: UseRandoms = True,
     correct_motion: CorrectMotion = True,
+    penalty: Penalty = None,
+    bootstrap: BootstrapN = None,
+    resume: Resume = True,
     settings_file: SettingsFile = None,
     cache: CacheDir = None,
     threads: Threads = None,
@@ -257,21 +281,23 @@ def run_command(
     Writes report.html, full.nii.gz and still.nii.gz with their sidecars, corrected.nii.gz
     (motion-corrected, all minutes) if the patient moved, motion.json, motion.tsv, poses.csv,
     hotspots.csv (still windows), hotspots_full.csv (whole scan), hotspots_corrected.csv and
-    summary.json.
+    summary.json. With --bootstrap also still_sd.nii.gz, and an interval of each SUVmax in
+    hotspots.csv.
     """
     with console.session(as_json=as_json) as run:
         settings = _recon_settings(
             settings_file, voxel_mm=voxel_mm, iterations=iterations, subsets=subsets,
             psf_mm=psf_mm, filter_mm=filter_mm, scatter=scatter, randoms=randoms,
-            mu_time_s=mu_time,
+            mu_time_s=mu_time, penalty=penalty, n_replicates=bootstrap,
         )  # fmt: skip
         chosen = None if windows is None else Windows.parse(windows)
         attenuation, names = _load_mu(mu), _load_labels(labels)
         folder = make_folder(out)
-        with open_listmode(file) as listmode:
+        with open_listmode(file) as listmode, resuming(folder, is_wanted=resume) as states:
             result = scan.run_scan(
                 listmode, folder, mu=attenuation, labels=names, windows=chosen,
-                settings=settings, correct_motion=correct_motion, cache_dir=cache,
+                settings=settings, correct_motion=correct_motion,
+                cache_dir=cache or states, resume_dir=states,
                 threads=count_threads(threads),
                 progress=run.progress, say=run.say,
             )  # fmt: skip

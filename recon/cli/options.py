@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -142,6 +145,36 @@ PosesFile = Annotated[
         show_default=False,
     ),
 ]
+Penalty = Annotated[
+    float | None,
+    typer.Option(
+        "--penalty",
+        metavar="STRENGTH",
+        min=0.0,
+        help="Penalised likelihood instead of OSEM: strength of the relative difference prior, "
+        "for few counts; 0.02 to 0.1 is usual.",
+        show_default=False,
+    ),
+]
+BootstrapN = Annotated[
+    int | None,
+    typer.Option(
+        "--bootstrap",
+        metavar="N",
+        min=0,
+        help="Also reconstruct N replicates of resampled events (a multiple of 8; 24 is "
+        "usual): a standard deviation image, and the interval of each hotspot's SUVmax.",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Keep the state of the iterations in the output folder until the end, and go on "
+        "from it after a kill.",
+    ),
+]
 CacheDir = Annotated[
     Path | None,
     typer.Option(
@@ -151,6 +184,15 @@ CacheDir = Annotated[
         show_default=False,
     ),
 ]
+
+
+@contextmanager
+def resuming(folder: Path, *, is_wanted: bool) -> Iterator[Path | None]:
+    """Give the folder of the states, and remove it once all is written."""
+    states = folder / ".stillpet-resume" if is_wanted else None
+    yield states
+    if states is not None:
+        shutil.rmtree(states, ignore_errors=True)
 
 
 def count_threads(threads: int | None) -> int:

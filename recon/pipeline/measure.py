@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from listmode.errors import InputError
+from recon.bootstrap import Replicates, max_interval
 from recon.hotspots.features import HotspotTable, measure_hotspots
 from recon.hotspots.segment import (
     PHYSIOLOGICAL,
@@ -74,6 +78,7 @@ def measure_image(
     mask: Volume | None = None,
     settings: HotspotSettings | None = None,
     suv_per_bq_ml: float | None = None,
+    replicates: Replicates | None = None,
 ) -> HotspotTable:
     """Find the hotspots of an image and measure them.
 
@@ -89,11 +94,19 @@ def measure_image(
         The rule.
     suv_per_bq_ml
         Factor to SUV, if known.
+    replicates
+        Of the same image; they give the standard error and the interval of each SUVmax.
     """
     segmentation = segment_image(
         volume, labels=labels, mask=mask, settings=settings, suv_per_bq_ml=suv_per_bq_ml
     )
-    return measure_hotspots(volume, segmentation, suv_per_bq_ml=suv_per_bq_ml)
+    table = measure_hotspots(volume, segmentation, suv_per_bq_ml=suv_per_bq_ml)
+    if replicates is None:
+        return table
+    regions = np.asarray(segmentation.mask.values, np.int32)
+    maxima = replicates.maxima(regions) * (suv_per_bq_ml or math.nan)
+    interval = max_interval(table.column("suv_max").astype(np.float64), maxima)
+    return table.with_uncertainty(interval.se, interval.low, interval.high)
 
 
 def segment_image(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,12 @@ from recon.pipeline.motion import (
 from recon.report.build import Story, build_report
 from recon.report.html import save_report
 from recon.sensitivity import Sensitivity
-from recon.settings import Settings
+from recon.settings import BootstrapSettings, Settings
+from recon.suv import suv_factor
 
 RATE_MS = 2000  # time over which the report's count rates are averaged
 LIVER = "liver"
+NO_BOOTSTRAP = BootstrapSettings()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,7 @@ def run_scan(
     correct_motion: bool = True,
     threads: int = 2,
     cache_dir: Path | None = None,
+    resume_dir: Path | None = None,
     progress: Progress = SILENT,
     say: Callable[[str], None] = lambda _line: None,
 ) -> RunResult:
@@ -131,6 +134,8 @@ def run_scan(
         Also reconstruct all the time with the found shifts of the whole body corrected.
     threads, cache_dir, progress
         As everywhere.
+    resume_dir
+        Folder that keeps the states of the iterations; the caller removes it at the end.
     say
         Receives a line about each stage that is done.
 
@@ -155,8 +160,10 @@ def run_scan(
         sensitivity: Sensitivity | None,
         poses: Poses | None = None,
     ) -> Reconstruction:
+        is_resampled = name == "still"  # the image whose hotspots are listed first
         done = reconstruct_scan(
-            listmode, part, grid=grid, mu=matter, settings=wanted, threads=threads,
+            listmode, part, grid=grid, mu=matter, threads=threads, resume_dir=resume_dir,
+            settings=wanted if is_resampled else replace(wanted, bootstrap=NO_BOOTSTRAP),
             sensitivity=sensitivity, poses=poses, cache_dir=cache_dir, progress=progress,
         )  # fmt: skip
         path = folder / f"{name}.nii.gz"
@@ -172,9 +179,10 @@ def run_scan(
     images = {"full": full, "still": still}
     if correct_motion and poses.is_moving:
         images["corrected"] = image_of(listmode.extent, "corrected", mu, None, poses)
-    factor = listmode.protocol.suv_per_bq_ml
+    by = wanted.hotspots.suv_by
+    factor = suv_factor(listmode.protocol, by)
     shown = {
-        name: to_suv(done.volume, listmode.protocol) or done.volume
+        name: to_suv(done.volume, listmode.protocol, by) or done.volume
         for name, done in images.items()
     }
     searched = {
@@ -183,10 +191,15 @@ def run_scan(
     }
     tables = {
         name: measure_image(
-            volume, labels=labels, settings=wanted.hotspots, suv_per_bq_ml=factor
+            volume,
+            labels=labels,
+            settings=wanted.hotspots,
+            suv_per_bq_ml=factor,
+            replicates=images[name].replicates,
         )
         for name, volume in searched.items()
     }
+    more_files = save_deviation(folder, "still", listmode, still)
     save_hotspots(folder / "hotspots.csv", tables["still"])
     save_hotspots(folder / "hotspots_full.csv", tables["full"])
     if "corrected" in tables:
@@ -207,7 +220,8 @@ def run_scan(
         notes=notes,
         files=("report.html", *(f"{name}.nii.gz" for name in images), "motion.json",
                "motion.tsv", "poses.csv", "hotspots.csv", "hotspots_full.csv",
-               *(["hotspots_corrected.csv"] if "corrected" in images else []), "summary.json"),
+               *(["hotspots_corrected.csv"] if "corrected" in images else []), *more_files,
+               "summary.json"),
         about=about,
     )  # fmt: skip
     save_json(folder / "summary.json", result.to_dict())
@@ -217,6 +231,38 @@ def run_scan(
     )  # fmt: skip
     save_report(folder / "report.html", build_report(story))
     return result
+
+
+def save_deviation(
+    folder: Path, name: str, listmode: Listmode, done: Reconstruction
+) -> tuple[str, ...]:
+    """Write the standard deviation image, where there are replicates; give its name."""
+    if done.replicates is None:
+        return ()
+    deviation = done.replicates.standard_deviation()
+    about = {**done.volume.provenance, **deviation.provenance}
+    path = folder / f"{name}_sd.nii.gz"
+    save_volume(
+        path, replace(deviation, provenance=about), protocol=listmode.protocol,
+        windows=done.windows,
+    )  # fmt: skip
+    return (path.name,)
+
+
+def save_uncertainty(
+    folder: Path, name: str, listmode: Listmode, done: Reconstruction, settings: Settings
+) -> None:
+    """Write the standard deviation image and the hotspots with their intervals, if any."""
+    if not save_deviation(folder, name, listmode, done):
+        return
+    by = settings.hotspots.suv_by
+    table = measure_image(
+        to_suv(done.volume, listmode.protocol, by) or done.volume,
+        settings=settings.hotspots,
+        suv_per_bq_ml=suv_factor(listmode.protocol, by),
+        replicates=done.replicates,
+    )
+    save_hotspots(folder / f"{name}_hotspots.csv", table)
 
 
 def _without_ends(volume: Volume, sensitivity: Sensitivity, share: float) -> Volume:
