@@ -23,6 +23,7 @@ I64 = NDArray[np.int64]
 Table = NDArray[Any]
 
 TRUE, SCATTERED, RANDOM = 0, 1, 2
+_N_CHECKED = 4096  # places of each part that are held against the ids
 _MAX_MISFIT = 0.01  # share of ids whose place lies elsewhere, above which the map is wrong
 RECORD = np.dtype(
     [("tick", "<i4"), ("a", "<u4"), ("b", "<u4"), ("tof_bin", "<i2"), ("truth", "u1")]
@@ -107,7 +108,8 @@ class GateDecoder:
         ids = {level: columns.get(f"{level}{k}", zeros) for level in LEVELS}
         crystal = number_by_ids(self._gate, self._by_ids, ids)
         if self._has_place:
-            self._check_places(self._place_mm(columns, k), crystal)
+            sample = {name: values[:_N_CHECKED] for name, values in columns.items()}
+            self._check_places(self._place_mm(sample, k), crystal[:_N_CHECKED])
         return crystal
 
     def _check_places(self, place_mm: NDArray[np.float64], crystal: I64) -> None:

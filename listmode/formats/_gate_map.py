@@ -233,6 +233,7 @@ class NearestCrystal:
         self._normal = scanner.crystal_normal.astype(np.float64)
         self._length_mm = scanner.crystal_size_mm[2]
         self._max_distance_mm = max_distance_mm
+        self._half_pitch_mm = min(scanner.crystal_pitch_mm) / 2.0
         self._tree = cKDTree(self._centre_mm)
         self._k = min(_N_CANDIDATES, scanner.n_crystals)
 
@@ -252,12 +253,19 @@ class NearestCrystal:
         if not good.any():
             return found
         place = place_mm[good]
-        near = np.asarray(self._tree.query(place, k=self._k)[1], np.int64)
-        distance_mm = self._distance_mm(place[:, None, :], near)
-        best = distance_mm.argmin(axis=1)
-        rows = np.arange(len(place))
-        is_near = distance_mm[rows, best] <= self._max_distance_mm
-        found[good] = np.where(is_near, near[rows, best], -1)
+        crystal = np.asarray(self._tree.query(place)[1], np.int64)
+        distance_mm = self._distance_mm(place, crystal)
+        # Within half a pitch of an axis a place lies in that crystal's own cell. Elsewhere
+        # the nearest centre may be another crystal's: blocks are tilted against each other.
+        doubtful = np.flatnonzero(distance_mm > self._half_pitch_mm)
+        if doubtful.size:
+            near = np.asarray(self._tree.query(place[doubtful], k=self._k)[1], np.int64)
+            distances_mm = self._distance_mm(place[doubtful, None, :], near)
+            best = distances_mm.argmin(axis=1)
+            rows = np.arange(len(best))
+            crystal[doubtful] = near[rows, best]
+            distance_mm[doubtful] = distances_mm[rows, best]
+        found[good] = np.where(distance_mm <= self._max_distance_mm, crystal, -1)
         return found
 
     def distance_mm(self, place_mm: F64, crystal: I64) -> F64:

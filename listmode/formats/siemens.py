@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ _MAX_JUMP_MS = 600_000  # a clock that goes on after a longer pause is not one s
 _MAX_HEADER_BYTES = 1 << 18
 
 
+@cache
 def transaxial_pairs() -> tuple[I32, I32]:
     """Give the two crystals around the ring of each (view, tangential) address.
 
@@ -55,10 +57,17 @@ def transaxial_pairs() -> tuple[I32, I32]:
     pairs = []
     for slot in (slot_0, slot_1):
         crystal = slot // SLOTS_PER_BLOCK * (SLOTS_PER_BLOCK - 1) + slot % SLOTS_PER_BLOCK - 1
-        pairs.append(np.where(empty, -1, crystal).astype(np.int32).ravel())
+        pairs.append(_frozen(np.where(empty, -1, crystal).ravel()))
     return pairs[0], pairs[1]
 
 
+def _frozen(values: NDArray[np.integer]) -> I32:
+    array: I32 = values.astype(np.int32)
+    array.setflags(write=False)
+    return array
+
+
+@cache
 def plane_rings() -> tuple[I32, I32]:
     """Give the rings of the first and the second crystal of each plane.
 
@@ -79,7 +88,7 @@ def plane_rings() -> tuple[I32, I32]:
         low = np.arange(N_RINGS - abs(difference))
         ring_0.extend(low + max(-difference, 0))
         ring_1.extend(low + max(difference, 0))
-    return np.array(ring_0, np.int32), np.array(ring_1, np.int32)
+    return _frozen(np.array(ring_0)), _frozen(np.array(ring_1))
 
 
 class SiemensListmode(MappedListmode):
@@ -167,7 +176,7 @@ class SiemensListmode(MappedListmode):
             defects.append(f"{rejected[0]} events name a slot without crystal: left out")
         if rejected[1]:
             defects.append(f"{rejected[1]} events lie outside the sinogram: left out")
-        table = [int(n) for n in re.findall(r"\d+", keys.get("segment table", ""))]
+        table = [int(n) for n in re.findall(r"\d{1,18}", keys.get("segment table", ""))]
         plane = int(found[8]) // (N_TANGENTIAL * N_VIEWS)
         if table and plane >= sum(table):
             defects.append(
@@ -317,11 +326,14 @@ def _find_header(path: Path) -> Path | None:
     return None
 
 
+def _is_wrapped(path: Path, head: bytes) -> bool:
+    """Say whether a file is a ``.ptd`` (words, then DICOM) or begins as DICOM."""
+    return path.suffix.lower() == ".ptd" or head[128:132] == b"DICM"
+
+
 def recognise(path: Path, head: bytes) -> bool:
-    """Say whether a file is Siemens listmode: a header, its words, or a ``.ptd``."""
-    if _is_header(head) or _looks_like_words(head):
-        return True
-    if path.suffix.lower() == ".ptd":
+    """Say whether a file is Siemens listmode: a header, its words, or words in DICOM."""
+    if _is_header(head) or _looks_like_words(head) or _is_wrapped(path, head):
         return True
     try:
         return _find_header(path) is not None
@@ -335,15 +347,17 @@ def open_file(path: Path, header: Path | None) -> SiemensListmode:
     Raises
     ------
     InputError
-        If data or header is missing, or the file is a ``.ptd``, whose layout is not public.
+        If data or header is missing, or the words are wrapped in DICOM (``.ptd``).
     """
-    if path.suffix.lower() == ".ptd" and header is None:
-        raise InputError(
-            f"Siemens .ptd files wrap a word layout that is not public, so {path.name!r} "
-            "cannot be read; export the scan to PETSIRD, or give a 32-bit mMR file with header"
-        )
     with path.open("rb") as file:
-        is_header = _is_header(file.read(4096))
+        head = file.read(4096)
+    if _is_wrapped(path, head) and header is None:
+        raise InputError(
+            "listmode must not be wrapped in DICOM, as in Siemens .ptd files, whose word "
+            f"layout is not public, but {path.name!r} is; export the scan to PETSIRD, or give "
+            "a 32-bit mMR file with header"
+        )
+    is_header = _is_header(head)
     if is_header:
         data = path.parent / Path(_read_header(path).get("name of data file", "")).name
         if data == path.parent or not data.is_file():

@@ -237,10 +237,21 @@ def test_header_of_another_scanner_is_refused(
         open_listmode(path)
 
 
-def test_ptd_is_recognised_and_points_to_petsird(tmp_path: Path) -> None:
-    (tmp_path / "scan.ptd").write_bytes(bytes(1000))
-    with pytest.raises(InputError, match=r"\.ptd files wrap .*export the scan to PETSIRD"):
-        open_listmode(tmp_path / "scan.ptd")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scan.ptd", bytes(1000)),
+        ("SCAN.PTD", np.arange(5000, dtype="<u4").tobytes() + bytes(128) + b"DICM"),
+        ("scan.dcm", bytes(128) + b"DICM" + bytes(1000)),
+        ("scan", bytes(128) + b"DICM" + bytes(1000)),
+    ],
+)
+def test_listmode_in_dicom_is_recognised_and_points_to_petsird(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"as in Siemens \.ptd .*export the scan to PETSIRD"):
+        open_listmode(tmp_path / name)
 
 
 def test_scan_longer_than_any_is_refused(tmp_path: Path) -> None:
