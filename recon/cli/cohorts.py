@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -29,6 +30,7 @@ from recon.hotspots.evaluate import describe_cases, estimate_seconds, sweep_labe
 from recon.hotspots.evaluate import evaluate as judge
 from recon.hotspots.models import FEATURE_SETS, GRIDS, Kind
 from recon.io.cohorts import (
+    KeptParts,
     load_cases,
     load_classifier,
     load_cohort_settings,
@@ -263,7 +265,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Judge classifiers with and without context, so that nobody can be fooled.
 
-    Patients stay together in every fold. Writes report.html and evaluation.json.
+    Patients stay together in every fold. Writes report.html and evaluation.json. The same
+    command goes on where it was if it was stopped.
     """
     with console.session(as_json=as_json) as run:
         kinds = tuple(dict.fromkeys(_kind(name) for name in model or GRIDS))
@@ -271,13 +274,21 @@ def evaluate(
         cases = _load(tables)
         plan = Plan(n_repeats=repeats, n_folds=folds, tune=tune, seed=seed)
         n_threads = count_threads(threads)
+        kept = KeptParts(
+            folder / ".evaluation.parts.json",
+            {"table": cases.digest, "models": kinds, "plan": asdict(plan), "features": features,
+             "without": sorted(without or ()), "permutations": permutations,
+             "version": metadata.version("stillpet")},
+        )  # fmt: skip
         seconds = estimate_seconds(
             cases, kinds, plan, both_folds=leakage, threads=n_threads
         )  # also refuses at once what cannot be judged
         run.say(f"about {seconds:.0f} s for {len(kinds)} models on {len(cases)} hotspots")
+        if kept:
+            run.say(f"going on where it was: {', '.join(kept)} are done")
         result = judge(
             cases, kinds=kinds, plan=plan, feature_set=features, without=without or (),
-            both_folds=leakage, n_permutations=permutations, threads=n_threads,
+            both_folds=leakage, n_permutations=permutations, kept=kept, threads=n_threads,
             progress=run.progress,
         )  # fmt: skip
         result["label_noise"] = sweep_label_noise(
@@ -287,6 +298,7 @@ def evaluate(
         )  # fmt: skip
         save_report(folder / "report.html", build_classifier_report(result))
         save_json(folder / "evaluation.json", result)
+        kept.remove()
         run.finish(result, [*_judged_lines(result), f"open {folder / 'report.html'}"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -184,6 +184,7 @@ def evaluate(
     without: Collection[str] = (),
     both_folds: bool = True,
     n_permutations: int = 5,
+    kept: MutableMapping[str, Any] | None = None,
     threads: int = 2,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -204,6 +205,9 @@ def evaluate(
         Whether to show the leakage of hotspot-level folds beside the honest figure.
     n_permutations
         For importances, by patient only.
+    kept
+        Parts (a classifier under one kind of fold) that an interrupted call with the same
+        arguments finished; new ones are put in as they finish.
     threads
         The result does not depend on it.
 
@@ -233,29 +237,50 @@ def evaluate(
         "baselines": baselines(cases),
         "models": {},
     }
+    kept = {} if kept is None else kept
     for kind in kinds:
         out["models"][kind] = {}
         for by_patient in (True, False) if both_folds else (True,):
-            one = Plan(**{**asdict(plan), "by_patient": by_patient})
-            runs = {
-                name: cross_validate(
-                    cases,
-                    kind,
-                    features[name],
-                    one,
-                    n_permutations=n_permutations if by_patient else 0,
-                    threads=threads,
-                    progress=progress,
+            folds = "by_patient" if by_patient else "by_hotspot"
+            if f"{kind} {folds}" not in kept:
+                one = Plan(**{**asdict(plan), "by_patient": by_patient})
+                kept[f"{kind} {folds}"] = _judge_part(
+                    cases, kind, features, one, n_permutations, threads, progress
                 )
-                for name in features
-            }
-            out["models"][kind]["by_patient" if by_patient else "by_hotspot"] = {
-                **{name: summarise(cases, run) for name, run in runs.items()},
-                "comparison": compare(cases, runs["base"], runs["context"], one),
-            }
-            if by_patient and "cases" not in out:
-                out["cases"] = _case_table(cases, runs)
+            part = kept[f"{kind} {folds}"]
+            out["models"][kind][folds] = part["judged"]
+            if by_patient:
+                out.setdefault("cases", part["cases"])
     return out
+
+
+def _judge_part(
+    cases: Cases,
+    kind: Kind,
+    features: Mapping[str, tuple[str, ...]],
+    plan: Plan,
+    n_permutations: int,
+    threads: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Judge one classifier with and without context under one kind of fold."""
+    runs = {
+        name: cross_validate(
+            cases,
+            kind,
+            each,
+            plan,
+            n_permutations=n_permutations if plan.by_patient else 0,
+            threads=threads,
+            progress=progress,
+        )
+        for name, each in features.items()
+    }
+    judged = {
+        **{name: summarise(cases, run) for name, run in runs.items()},
+        "comparison": compare(cases, runs["base"], runs["context"], plan),
+    }
+    return {"judged": judged, "cases": _case_table(cases, runs) if plan.by_patient else None}
 
 
 def _case_table(cases: Cases, runs: Mapping[str, OutOfFold]) -> dict[str, Any]:

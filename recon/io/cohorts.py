@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
+from collections import UserDict
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +17,7 @@ from listmode.errors import InputError
 from recon.hotspots.cases import Cases
 from recon.hotspots.classify import Classifier
 from recon.hotspots.cohort import CohortSettings
-from recon.io import files, tables
+from recon.io import files, sidecar, tables
 
 
 def load_cohort_settings(path: Path | None = None) -> CohortSettings:
@@ -131,3 +135,35 @@ def load_classifier(path: Path) -> Classifier:
             f"has {path.stat().st_size >> 20} MiB; take the original file"
         )
     return Classifier.from_json(tables.load_text(path), path.name)
+
+
+class KeptParts(UserDict[str, Any]):
+    """Finished parts of an evaluation, in a file that is written anew with each.
+
+    Parameters
+    ----------
+    path
+        The file; parts in it count if they were kept under the same ``key``.
+    key
+        Everything that the parts depend on, as JSON values.
+    """
+
+    def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._path = path
+        self._key = hashlib.sha256(sidecar.encode(key)).hexdigest()
+        if path.is_file():
+            try:
+                content = tables.load_json(path)
+            except InputError:  # another program's file, or a damaged disk: begin anew
+                return
+            if content.get("key") == self._key:
+                self.data = dict(content["parts"])
+
+    def __setitem__(self, name: str, part: Any) -> None:
+        self.data[name] = part
+        tables.save_json(self._path, {"key": self._key, "parts": self.data})
+
+    def remove(self) -> None:
+        """Remove the file: all is done."""
+        self._path.unlink(missing_ok=True)

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from recon.cli import app
 from recon.hotspots.cases import Cases
 from recon.hotspots.classify import classify
+from recon.hotspots.crossval import cross_validate
 from recon.image import Volume
-from recon.io.cohorts import load_cases, load_classifier, save_cases
+from recon.io.cohorts import KeptParts, load_cases, load_classifier, save_cases
 from recon.io.nifti import save_volume
 from recon.io.tables import load_hotspots, save_hotspots
 from recon.pipeline.labels import LabelMap, save_labels
@@ -233,6 +234,40 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(
     result = _call("evaluate", table, "-o", tmp_path, *QUICK)
     assert result.exit_code == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_bytes(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    quick = (*QUICK, "--no-tune", "--permutations", 1)
+    _json("evaluate", table, "-o", whole, *quick)
+    calls = []
+
+    def stops_at_the_third(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return cross_validate(*arguments, **options)
+
+    monkeypatch.setattr("recon.hotspots.evaluate.cross_validate", stops_at_the_third)
+    assert _call("evaluate", table, "-o", parts, *quick).exit_code == 130
+    assert [p.name for p in parts.iterdir()] == [".evaluation.parts.json"]
+    result = _call("evaluate", table, "-o", parts, *quick)
+    assert "going on where it was: decision_tree by_patient are done" in result.stderr
+    assert len(calls) == 3 + 2 + 6  # by hotspot alone, and six for the label noise
+    assert {p.name for p in parts.iterdir()} == {"evaluation.json", "report.html"}
+    for name in ("evaluation.json", "report.html"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_parts_of_another_evaluation_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "parts.json"
+    KeptParts(path, {"seed": 1})["tree by_patient"] = {"judged": 1}
+    assert dict(KeptParts(path, {"seed": 1})) == {"tree by_patient": {"judged": 1}}
+    assert dict(KeptParts(path, {"seed": 2})) == {}
+    path.write_text("{", "utf-8")
+    assert dict(KeptParts(path, {"seed": 1})) == {}
 
 
 # ---- bad tables, from the command line
