@@ -115,9 +115,7 @@ def _images(
     volume, _ = image(scans.moving, windows, mu, sensitivity if mu is scans.mu else None)
     moved = replace(scans.labels, volume=replace(scans.labels.volume, grid=mu.grid))
     yield STILL_WINDOWS, volume, moved, poses_in(patient.motion, windows)
-    poses = Poses.still(everything)
-    if found.changes.items:
-        poses = poses_from_changes(found.changes, everything, reference_s=0.0)
+    poses = poses_from_changes(found.changes, everything, reference_s=0.0)
     volume, _ = image(
         scans.moving, everything, scans.mu, None if poses.is_moving else sensitivity, poses
     )
