@@ -154,7 +154,7 @@ def read_series(folder: Path, modality: str, progress: Progress = SILENT) -> Ser
 def _read_headers(folder: Path, progress: Progress) -> tuple[list[Path], list[Dataset], int]:
     if not folder.is_dir():
         raise InputError(
-            f"a DICOM series must be a folder of files, but {folder.name} is none; give the "
+            "a DICOM series must be a folder of files, but what was given is none; give the "
             "folder that holds the slices"
         )
     found = sorted(path for path in folder.iterdir() if path.is_file())
@@ -168,8 +168,8 @@ def _read_headers(folder: Path, progress: Progress) -> tuple[list[Path], list[Da
                 headers.append(ds)
     if not headers:
         raise InputError(
-            f"the folder {folder.name} must hold DICOM images, but none of its {len(found)} "
-            "files is one; give the folder that holds the slices"
+            f"a folder must hold DICOM images, but none of the {len(found)} files in the one "
+            "given is one; give the folder that holds the slices"
         )
     return paths, headers, len(found) - len(headers)
 

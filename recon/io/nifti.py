@@ -245,7 +245,7 @@ def resample_axis(
 def _check_name(path: Path) -> None:
     if path.is_dir():
         raise InputError(
-            f"an image must be a NIfTI file, but {path.name} is a folder; if it holds a CT, "
+            "an image must be a NIfTI file, but a folder was given; if it holds a CT, "
             "make its mu-map first, which takes the place of the scanner: stillpet mu FOLDER "
             "-o mu.nii.gz --pet PET_FOLDER"
         )

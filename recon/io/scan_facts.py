@@ -154,10 +154,10 @@ def check_pet(volume: Volume, facts: ScanFacts) -> None:
             f"a PET image must be in Bq/mL, but this volume is in {volume.unit!r}; give the "
             "activity image of a reconstruction"
         )
-    if not protocol.injected_activity_bq:
+    if not (protocol.injected_activity_bq or 0.0) > 0.0:
         raise InputError(
-            "the injected activity must be known for an SUV, but the image's sidecar does not "
-            "say it; give it with --dose-mbq"
+            "the injected activity must be known and positive for an SUV, but the image's "
+            "sidecar does not say it; give it with --dose-mbq"
         )
     if protocol.injection_time_s is None:
         raise InputError(
@@ -165,10 +165,10 @@ def check_pet(volume: Volume, facts: ScanFacts) -> None:
             "say it; give it with --injection-time-s, seconds from tick zero (before it: "
             "negative)"
         )
-    if not protocol.patient_weight_kg:
+    if not (protocol.patient_weight_kg or 0.0) > 0.0:
         raise InputError(
-            "the weight must be known for an SUV, but the image's sidecar does not say it; "
-            "give it with --weight-kg"
+            "the weight must be known and positive for an SUV, but the image's sidecar does "
+            "not say it; give it with --weight-kg"
         )
     if facts.windows.start_ms[0] < 0:
         raise InputError(

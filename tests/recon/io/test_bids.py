@@ -160,7 +160,7 @@ def test_refuses_a_label_that_bids_does_not_allow(tmp_path: Path, label: str) ->
 
 def test_refuses_an_image_without_dose(tmp_path: Path) -> None:
     without = ScanFacts(replace(PROTOCOL, injected_activity_bq=None), WINDOWS)
-    with pytest.raises(InputError, match="injected activity must be known"):
+    with pytest.raises(InputError, match="injected activity must be known and positive"):
         save_bids(tmp_path, asymmetric(), without, subject="01")
 
 

@@ -299,9 +299,14 @@ def test_refuses_an_image_that_is_not_pet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("protocol", "found"),
     [
-        (replace(PROTOCOL, injected_activity_bq=None), "injected activity must be known"),
+        (
+            replace(PROTOCOL, injected_activity_bq=None),
+            "injected activity must be known",
+        ),
+        (replace(PROTOCOL, injected_activity_bq=-1.0), "injected activity must be known"),
+        (replace(PROTOCOL, patient_weight_kg=-1.0), "weight must be known"),
         (replace(PROTOCOL, injection_time_s=None), "time of injection must be known"),
-        (replace(PROTOCOL, patient_weight_kg=None), "weight must be known"),
+        (replace(PROTOCOL, patient_weight_kg=None), "weight must be known and positive"),
     ],
 )
 def test_refuses_to_write_without_what_an_suv_needs(

@@ -312,7 +312,7 @@ def test_refuses_what_is_no_folder(tmp_path: Path) -> None:
 
 def test_refuses_a_folder_without_dicom(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("nothing")
-    with pytest.raises(InputError, match="must hold DICOM images, but none of its 1 files"):
+    with pytest.raises(InputError, match="must hold DICOM images, but none of the 1 files"):
         load_ct(tmp_path)
 
 
