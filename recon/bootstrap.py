@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,14 +41,11 @@ class Replicates:
         Where the voxels are.
     seed
         Of the draws.
-    folder
-        Temporary folder of images that do not fit into memory.
     """
 
     images: F32
     grid: Grid
     seed: int
-    folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -211,7 +207,7 @@ def bootstrap(problem: Problem, n_replicates: int = 24, seed: int = 1) -> Replic
     settings, grid = problem.settings, problem.grid
     n_subsets = settings.n_subsets
     per_subset = problem.expected_per_unit() / np.float32(n_subsets)
-    folder, images = _room((n_lanes, *grid.shape))
+    images = _room((n_lanes, *grid.shape))
     step = 0
     if (state := problem.state()) is not None:
         images[:], step = state.arrays["images"], state.step
@@ -230,7 +226,7 @@ def bootstrap(problem: Problem, n_replicates: int = 24, seed: int = 1) -> Replic
     del lanes
     for image in images:
         image[:] = blur(image, grid, settings.post_filter_fwhm_mm, problem.threads)
-    return Replicates(images, grid, seed, folder)
+    return Replicates(images, grid, seed)
 
 
 class _Lanes:
@@ -278,10 +274,9 @@ class _Lanes:
         return cube
 
 
-def _room(shape: tuple[int, ...]) -> tuple[tempfile.TemporaryDirectory[str] | None, F32]:
-    """Make room for images, in memory or in a file that is gone with its folder."""
+def _room(shape: tuple[int, ...]) -> F32:
+    """Make room for images, in memory or in a file that is gone with its last user."""
     if 4 * math.prod(shape) <= MEMORY_BYTES:
-        return None, np.empty(shape, np.float32)
-    folder = tempfile.TemporaryDirectory(prefix="stillpet-", ignore_cleanup_errors=True)
-    path = Path(folder.name) / "replicates"
-    return folder, np.memmap(path, np.float32, "w+", shape=shape).view(np.ndarray)
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile(prefix="stillpet-") as file:  # the mapping outlives its name
+        return np.memmap(file, np.float32, "w+", shape=shape).view(np.ndarray)
