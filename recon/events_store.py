@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from recon.projector import TaskPlan, check_events
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+
+T = TypeVar("T")
 
 CHUNK = 1 << 21
 BYTES_PER_EVENT = 14
@@ -49,8 +52,8 @@ class EventsStore:
         Event number ``k`` of the union belongs to subset ``k % n_subsets``.
     crystal_a, crystal_b, tof_bin, additive
         Columns of all subsets. Shape (n_stored,).
-    offset
-        First event of each bucket, subset by subset. Shape (n_subsets, n_buckets + 1), int64.
+    task_edges
+        First event of each task, subset by subset. Shape (n_subsets, n_tasks + 1), int64.
     n_events
         Events of the union.
     n_outside
@@ -65,14 +68,15 @@ class EventsStore:
     crystal_b: NDArray[np.uint32]
     tof_bin: NDArray[np.int16]
     additive: F32
-    offset: I64
+    task_edges: I64
     n_events: int
     n_outside: int
     folder: tempfile.TemporaryDirectory[str] | None = None
 
     def task_ranges(self, subset: int) -> I64:
         """Give each task's slice of the columns for one subset. Shape (n_tasks, 2)."""
-        return self.plan.task_ranges(self.offset[subset])
+        edges = self.task_edges[subset]
+        return np.stack((edges[:-1], edges[1:]), axis=1)
 
     def close(self) -> None:
         """Give memory and temporary files back."""
@@ -108,7 +112,8 @@ def store_events(
     """Read the events of a union of windows and order them in space.
 
     The file is read twice: to count the events of each bucket, and to put them there. So the
-    memory needed does not grow with the scan beyond ``memory_bytes``.
+    memory needed does not grow with the scan beyond ``memory_bytes``. Reading runs one chunk
+    ahead of sorting and of the additive term.
 
     Parameters
     ----------
@@ -137,7 +142,7 @@ def store_events(
     counts = np.zeros(n_keys, np.int64)
     n_outside = 0
     with progress.stage("sorting events", 2 * n_events) as stage:
-        for _, _, _, key in _keyed(listmode, parts, plan, n_subsets, threads, chunk):
+        for _, _, _, key in ahead(_keyed(listmode, parts, plan, n_subsets, threads, chunk)):
             inside = key[key >= 0]
             counts += np.bincount(inside, minlength=n_keys)
             n_outside += key.size - inside.size
@@ -145,14 +150,15 @@ def store_events(
         first = np.concatenate(([0], np.cumsum(counts)))
         folder, columns = _columns(int(first[-1]), memory_bytes)
         cursor = first[:-1].copy()
-        for batch, moved, pose, key in _keyed(listmode, parts, plan, n_subsets, threads, chunk):
+        keyed = _keyed(listmode, parts, plan, n_subsets, threads, chunk)
+        for batch, moved, pose, key in ahead(keyed):
             gives = additive[pose] if isinstance(additive, Sequence) else additive
             term = np.zeros(len(batch), np.float32) if gives is None else gives(batch)
             _kernels.place_events(
                 key, cursor, moved.crystal_a, moved.crystal_b, moved.tof_bin, term, *columns
             )
             stage.advance(key.size)
-    rows = np.arange(n_subsets)[:, None] * plan.n_buckets + np.arange(plan.n_buckets + 1)
+    edges = np.arange(n_subsets)[:, None] * plan.n_buckets + plan.task_buckets
     for column in columns:
         column.setflags(write=False)
     return EventsStore(
@@ -162,7 +168,7 @@ def store_events(
         columns[1],
         columns[2],
         columns[3],
-        first[rows],
+        first[edges],
         n_events,
         n_outside,
         folder,
@@ -191,6 +197,15 @@ def _keyed(
             key = np.where(bucket < 0, -1, subset * plan.n_buckets + bucket).astype(np.int32)
             number += len(batch)
             yield batch, moved, pose, key
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Make the next item in another thread while the caller works on this one."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
 
 
 def _in_pose(batch: EventBatch, offset: int) -> EventBatch:

@@ -258,21 +258,10 @@ class TaskPlan:
         run_in_threads(work, range(0, len(events), EVENTS_PER_TASK), threads)
         return out
 
-    def task_ranges(self, offset: I64) -> I64:
-        """Give each task's slice of the ordered events.
-
-        Parameters
-        ----------
-        offset
-            First event of each bucket. Shape (n_buckets + 1,).
-
-        Returns
-        -------
-        ndarray
-            Shape (n_tasks, 2), int64.
-        """
-        edges = offset[:: self.n_buckets // self.n_tasks]
-        return np.stack((edges[:-1], edges[1:]), axis=1)
+    @property
+    def task_buckets(self) -> I64:
+        """First bucket of each task, and one past the last. Shape (n_tasks + 1,), int64."""
+        return np.arange(self.n_tasks + 1) * (self.n_buckets // self.n_tasks)
 
     @cached_property
     def _later_neighbours(self) -> list[list[int]]:
@@ -469,7 +458,7 @@ def back(
     plan = TaskPlan(rays)
     bucket = plan.bucket(events, threads)
     order = np.argsort(bucket, kind="stable")[np.count_nonzero(bucket < 0) :]
-    offset = np.searchsorted(bucket[order], np.arange(plan.n_buckets + 1))
+    edges = np.searchsorted(bucket[order], plan.task_buckets)
     crystal_a, crystal_b, tof_bin = (
         column[order] for column in (events.crystal_a, events.crystal_b, events.tof_bin)
     )
@@ -482,7 +471,7 @@ def back(
             rays.tof_centre_mm, rays.table, rays.per_mm, rays.reach_mm, start, stop, values,
         )  # fmt: skip
 
-    plan.run(work, plan.task_ranges(offset), threads)
+    plan.run(work, np.stack((edges[:-1], edges[1:]), axis=1), threads)
     return rays.crop(sum_images(images))
 
 

@@ -33,7 +33,7 @@ def _plan(scan: MemoryListmode, tof: bool = True) -> TaskPlan:
 
 
 def _columns(store: EventsStore) -> list[np.ndarray[tuple[int], np.dtype[np.generic]]]:
-    return [store.crystal_a, store.crystal_b, store.tof_bin, store.additive, store.offset]
+    return [store.crystal_a, store.crystal_b, store.tof_bin, store.additive, store.task_edges]
 
 
 @pytest.mark.kernel
