@@ -26,6 +26,7 @@ from listmode.formats.hdf5 import Hdf5Listmode
 from listmode.scanner import Scanner
 from listmode.source import F32, I64, ScanProtocol, Stream
 
+_IS_POSIX = os.name == "posix"
 _RESERVE_BYTES = 1 << 23  # room that is kept beyond the file's end, for HDF5's own blocks
 
 
@@ -55,7 +56,8 @@ class LiveListmodeWriter:
     Raises
     ------
     InputError
-        If the file exists, the folder cannot be written to or the disk is full.
+        If the file exists, the folder cannot be written to, the disk is full, or the system is
+        not POSIX.
     """
 
     def __init__(
@@ -78,6 +80,11 @@ class LiveListmodeWriter:
         self._scanner = scanner
         self._has_truth = has_truth
         self._flush_every_s = flush_every_s
+        if not _IS_POSIX:
+            raise InputError(
+                "the live layout needs a POSIX system, where an open file can be renamed, but "
+                "this is none; write the plain layout (ListmodeWriter)"
+            )
         check_efficiency(scanner, crystal_efficiency)
         part = part_path(self.path)
         try:

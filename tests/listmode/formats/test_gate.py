@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from listmode.errors import InputError
 from listmode.formats import open_listmode
-from listmode.formats._gate_map import load_gate_map
+from listmode.formats._gate_map import BRANCHES, crystals_by_ids, load_gate_map
 from listmode.formats.convert import convert_listmode
 from listmode.formats.gate import GateListmode
 from listmode.formats.info import describe
@@ -413,6 +413,17 @@ def test_map_that_makes_no_sense_is_refused(tmp_path: Path, text: str, message: 
     with pytest.raises(InputError, match=r"must be TOML with the keys of") as error:
         load_gate_map(tmp_path / "m.toml")
     assert message in str(error.value)
+
+
+def test_map_of_the_documentation_is_a_whole_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "formats.md").read_text("utf-8")
+    (tmp_path / "m.toml").write_text(
+        text.partition("```toml\n")[2].partition("```")[0], "utf-8"
+    )
+    gate = load_gate_map(tmp_path / "m.toml")
+    assert gate.branches == BRANCHES
+    table = crystals_by_ids(gate)
+    assert sorted(table.ravel().tolist()) == list(range(gate.scanner.n_crystals))
 
 
 def test_levels_must_make_up_the_scanner(tmp_path: Path) -> None:

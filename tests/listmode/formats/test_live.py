@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from listmode.errors import InputError
 from listmode.events import EventBatch
-from listmode.formats import open_listmode
+from listmode.formats import live, open_listmode
 from listmode.formats.hdf5 import Hdf5Listmode, cut_listmode
 from listmode.formats.live import LiveListmodeWriter
 from listmode.formats.validate import validate_listmode
@@ -20,6 +23,7 @@ from listmode.source import Stream
 from listmode.windows import Windows
 from tests.strategies import PROTOCOL, joined, random_scan, same_events, small_scanner
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the live layout is POSIX's")
 STREAMS: tuple[Stream, Stream] = ("prompts", "delayeds")
 
 
@@ -205,6 +209,94 @@ def test_windows_of_a_live_file_can_be_cut_out(tmp_path: Path) -> None:
         cut_listmode(read, held, tmp_path / "cut.h5")
     with open_listmode(tmp_path / "cut.h5") as cut:
         assert same_events(joined(list(cut.events())), joined(list(scan.events(held))))
+
+
+def test_live_layout_is_refused_where_it_cannot_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_IS_POSIX", False)
+    with pytest.raises(InputError, match="the live layout needs a POSIX system"):
+        live_writer(tmp_path / "scan.h5", random_scan(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(STREAMS), st.integers(1, 40), st.booleans()), max_size=12
+    )
+)
+def test_any_order_of_giving_and_flushing_gives_the_same_file(
+    tmp_path: Path, steps: list[tuple[Stream, int, bool]]
+) -> None:
+    """Law: what a reader sees is always the ticks that both streams had at the last flush."""
+    scan = random_scan(11, n_prompts=3000, has_truth=True)
+    path = Path(tempfile.mkdtemp(dir=tmp_path)) / "scan.h5"
+    given_ticks = dict.fromkeys(STREAMS, 0)
+    with live_writer(path, scan) as writer:
+        for stream, n, is_flushed in [*steps, *((s, 40, True) for s in STREAMS)]:
+            first = given_ticks[stream]
+            last = given_ticks[stream] = min(first + n, 40)
+            offset = scan.tick_offset(stream)
+            a, b = int(offset[first]), int(offset[last])
+            truth = scan.read_truth(a, b) if stream == "prompts" else None
+            counts = np.diff(offset[first : last + 1])
+            writer.append(stream, scan.read(stream, a, b), counts, truth)
+            if is_flushed and min(given_ticks.values()):
+                assert writer.flush() == min(given_ticks.values())
+                with Hdf5Listmode(path) as read:
+                    assert_same_to(read, scan, min(given_ticks.values()))
+    with Hdf5Listmode(path) as read:
+        assert_same_to(read, scan, 40)
+
+
+GROWING = """
+import sys, time
+import numpy as np
+from listmode.formats.live import LiveListmodeWriter
+from tests.strategies import random_scan
+scan = random_scan(1, n_prompts=9_000, n_delayeds=500, n_ticks=50, has_truth=True)
+with LiveListmodeWriter(
+    sys.argv[1], scanner=scan.scanner, protocol=scan.protocol, has_truth=True
+) as writer:
+    for k in range(200):
+        writer.append("prompts", scan.prompts, np.diff(scan.prompts_offset), scan.truth)
+        writer.append("delayeds", scan.delayeds, np.diff(scan.delayeds_offset))
+        writer.flush()
+        print(k, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_reader_beside_a_writer_never_sees_anything_half(tmp_path: Path) -> None:
+    """Two processes, no pauses: at every look each tick has exactly its events."""
+    scan = random_scan(1, n_prompts=9_000, n_delayeds=500, n_ticks=50, has_truth=True)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", GROWING, str(tmp_path / "scan.h5")],
+        stdout=subprocess.PIPE, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    n_looks, seen = 0, 0
+    with Hdf5Listmode(tmp_path / "scan.h5") as read:
+        while not read.is_complete:
+            read.refresh()
+            assert read.stop_ms >= seen
+            n_looks, seen = n_looks + 1, read.stop_ms
+            for stream in STREAMS:
+                per_tick = np.resize(np.diff(scan.tick_offset(stream)), read.stop_ms)
+                assert np.array_equal(np.diff(read.tick_offset(stream)), per_tick)
+                n = int(per_tick.sum())
+                part = scan.read(stream, 0, scan.n_events(stream))
+                first = max(n - 30_000, 0)
+                got = read.read(stream, first, n)
+                for column in ("crystal_a", "crystal_b", "tof_bin"):
+                    whole = np.resize(getattr(part, column), n)[first:]
+                    assert np.array_equal(getattr(got, column), whole)
+    writer.stdout.close()
+    assert writer.wait() == 0
+    assert seen == 200 * 50
+    assert n_looks > 5
 
 
 FULL_DISK = """
