@@ -261,7 +261,11 @@ def _model_sections(result: Mapping[str, Any], tag: str) -> list[Section]:
     table = Table(
         ["model", "folds", *(f"AUC {NAMES[n]}" for n in MODELS), "gain", "p", "changed"],
         rows,
-        caption=f"Every classifier{tag}; p is Nadeau-Bengio's.",
+        caption=(
+            f"Every classifier{tag}. AUCs are means over the repeats; the gain is of the "
+            "probabilities averaged over them, with 95 % by drawing patients; p is "
+            "Nadeau-Bengio's."
+        ),
         text_columns=frozenset({0, 1}),
     )
     if not all("by_hotspot" in by for by in models.values()):

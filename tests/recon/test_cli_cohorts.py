@@ -435,6 +435,20 @@ def test_an_image_becomes_a_table_that_classify_takes(
     assert len(rows) == 2
 
 
+def test_an_image_in_bq_ml_gives_the_same_cases_where_its_factor_is_known(
+    image: Path, tmp_path: Path
+) -> None:
+    assert _call(*_cases(image, tmp_path / "suv")).exit_code == 0
+    activity = Volume(
+        blocks()[0].values * np.float32(1e4), BLOCK_GRID, "Bq/mL", {"suv_per_bq_ml": 1e-4}
+    )
+    save_volume(image.with_name("bq.nii.gz"), activity)
+    assert _call(*_cases(image.with_name("bq.nii.gz"), tmp_path / "bq")).exit_code == 0
+    one, two = (load_cases(tmp_path / name / "cases.csv") for name in ("suv", "bq"))
+    for name, column in one.numbers.items():
+        assert two.numbers[name] == pytest.approx(column, rel=1e-5, nan_ok=True)
+
+
 def test_the_user_calls_uptake_physiological_and_names_the_primary(
     image: Path, tmp_path: Path
 ) -> None:
