@@ -78,11 +78,12 @@ def save_dicom(
     place = place or SeriesPlace()
     key = _key(volume, facts, identity, place)
     common = series_attributes(volume, facts, identity, place, key)
+    top = float(np.abs(volume.values).max())
     with progress.stage("DICOM slices", volume.grid.shape[2], "slices") as stage:
 
         def slices() -> Iterator[tuple[str, bytes]]:
             for k in range(volume.grid.shape[2]):
-                yield f"PT{k + 1:05d}.dcm", _slice_bytes(common, volume, place, key, k)
+                yield f"PT{k + 1:05d}.dcm", _slice_bytes(common, volume, place, key, k, top)
                 stage.advance(1)
 
         files.write_folder(folder, slices())
@@ -101,7 +102,7 @@ def _key(
 
 
 def _slice_bytes(
-    common: Dataset, volume: Volume, place: SeriesPlace, key: str, k: int
+    common: Dataset, volume: Volume, place: SeriesPlace, key: str, k: int, top: float
 ) -> bytes:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = PositronEmissionTomographyImageStorage
@@ -113,7 +114,7 @@ def _slice_bytes(
     corner = volume.grid.point_mm((0, 0, k)) * SCANNER_FROM_PATIENT[place.patient_position]
     ds.ImagePositionPatient = [decimal(v) for v in corner]
     ds.SliceLocation = decimal(corner[2])
-    slope, stored = _stored(volume.values[:, :, k], float(np.abs(volume.values).max()))
+    slope, stored = _stored(volume.values[:, :, k], top)
     ds.RescaleSlope = slope
     ds.PixelData = stored.T.astype("<i2").tobytes()  # rows run along y
     ds["PixelData"].VR = "OW"
