@@ -35,6 +35,15 @@ class Scores:
     malignant: NDArray[np.int8]
     patient: NDArray[np.str_]
     probability: dict[tuple[str, str], F64]  # by condition and model
+    is_listed: NDArray[np.bool_]  # in bone or node, in every condition
+
+    def auc(self, condition: str, model: str, *, listed: bool = False) -> Interval:
+        """Give the AUC over all foci, or over those that every condition lists."""
+        rows = self.is_listed if listed else np.ones(len(self.malignant), bool)
+        y, p = self.malignant[rows], self.probability[condition, model][rows]
+        if len(np.unique(y)) < 2:  # a study of a few patients
+            return Interval(np.nan, np.nan, np.nan)
+        return auc_interval(y, p, self.patient[rows])
 
 
 def train_models(seeds: Iterable[int] = TRAINING_SEEDS) -> dict[str, Classifier]:
@@ -60,8 +69,14 @@ def score(records: list[dict[str, Any]], models: dict[str, Classifier]) -> Score
         probability[TABLE, model] = np.concatenate(
             [classify(classifier, cases, threads=1) for cases in tables]
         )
+    rows = [
+        [f["case"] for r in records for f in r["conditions"][n]["foci"]] for n in CONDITIONS
+    ]
     return Scores(
-        np.array([m for _, m in foci], np.int8), np.array([p for p, _ in foci]), probability
+        np.array([m for _, m in foci], np.int8),
+        np.array([p for p, _ in foci]),
+        probability,
+        np.min(rows, axis=0) >= 0,
     )
 
 
@@ -97,6 +112,8 @@ def tables(records: list[dict[str, Any]], models: dict[str, Classifier]) -> str:
         _about(records, scores),
         _aucs(scores),
         _differences(scores),
+        _calls(scores),
+        _aucs(scores, listed=True),
         _found(records),
         _uptake(records),
         _windows(records),
@@ -121,12 +138,25 @@ def _about(records: list[dict[str, Any]], scores: Scores) -> list[str]:
     ]
 
 
-def _aucs(scores: Scores) -> list[str]:
-    lines = ["| simulated; AUC over all true hotspots | base | context |", "|---|---|---|"]
+def _aucs(scores: Scores, *, listed: bool = False) -> list[str]:
+    which = f"the {scores.is_listed.sum()} listed in every image" if listed else "all true ones"
+    lines = [f"| simulated; AUC over hotspots, {which} | base | context |", "|---|---|---|"]
     for name in (TABLE, *CONDITIONS):
+        cells = [_cell(scores.auc(name, m, listed=listed)) for m in MODELS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _calls(scores: Scores) -> list[str]:
+    lines = [
+        "| simulated; calls from 0.5 up, context | sensitivity | specificity |",
+        "|---|---|---|",
+    ]
+    for name in (TABLE, *CONDITIONS):
+        is_right = (scores.probability[name, "context"] >= 0.5) == (scores.malignant > 0)
         cells = [
-            _cell(auc_interval(scores.malignant, scores.probability[name, m], scores.patient))
-            for m in MODELS
+            _cell(mean_interval(is_right[mine].astype(float), scores.patient[mine]))
+            for mine in (scores.malignant > 0, scores.malignant == 0)
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
