@@ -132,25 +132,26 @@ def walk(
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def bucket_events(
-    ends, voxel_mm, crystal_a, crystal_b, tof_bin, tof_centre_mm, reach_mm, shape, task_size,
-    block_size, n_slopes, n_parts, out,
+    ends, voxel_mm, crystal_a, crystal_b, tof_bin, tof_centre_mm, reach_mm, shape, task_bits,
+    block_bits, n_slopes, n_parts, out,
 ):  # fmt: skip
     """Write each event's bucket: where its TOF centre lies, and its direction.
 
-    Buckets are numbered by task (a column along x of ``task_size`` voxels in y and z), then by
-    block of ``block_size`` voxels within it, then by principal axis, then by the slopes along
-    the two other axes, ``n_slopes`` classes each. With ``n_parts`` above zero a task is a part
-    of the crystal pairs instead, and the block that of the LOR's middle. Events whose ray
+    Buckets are numbered by task (a column along x of ``2**task_bits`` voxels in y and z), then
+    by block of ``2**block_bits`` voxels within it, then by principal axis, then by the slopes
+    along the two other axes, ``n_slopes`` classes each. With ``n_parts`` above zero a task is a
+    part of the crystal pairs instead, and the block that of the LOR's middle. Events whose ray
     misses the image get -1.
     """
     nx, ny, nz = shape
-    per_task = task_size // block_size
-    blocks_x = (nx + block_size - 1) // block_size
-    tasks_z = (nz + task_size - 1) // task_size
+    task_size, block_size = 1 << task_bits, 1 << block_bits  # shifts: divisions cost a ray
+    per_task = 1 << (task_bits - block_bits)
+    blocks_x = (nx + block_size - 1) >> block_bits
+    tasks_z = (nz + task_size - 1) >> task_bits
     n_directions = 3 * n_slopes * n_slopes
     n_inner = blocks_x * per_task * per_task * n_directions
     half = 0.5 * n_slopes
-    n_tasks = tasks_z * ((ny + task_size - 1) // task_size)
+    n_tasks = tasks_z * ((ny + task_size - 1) >> task_bits)
     for e in range(crystal_a.size):
         a, b = crystal_a[e], crystal_b[e]
         centre_mm = tof_centre_mm[tof_bin[e]]
@@ -166,9 +167,9 @@ def bucket_events(
         x = int(min(max(ax + share * dx, 0.0), nx - 1.0))
         y = int(min(max(ay + share * dy, 0.0), ny - 1.0))
         z = int(min(max(az + share * dz, 0.0), nz - 1.0))
-        task = (y // task_size) * tasks_z + z // task_size
-        block = (x // block_size * per_task + y % task_size // block_size) * per_task
-        block += z % task_size // block_size
+        task = (y >> task_bits) * tasks_z + (z >> task_bits)
+        block = (x >> block_bits) * per_task + ((y & (task_size - 1)) >> block_bits)
+        block = block * per_task + ((z & (task_size - 1)) >> block_bits)
         slope_u = min(int((1 + ray[5]) * half), n_slopes - 1)
         slope_v = min(int((1 + ray[6]) * half), n_slopes - 1)
         axis = principal_axis(dx, dy, dz)

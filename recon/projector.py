@@ -186,7 +186,7 @@ class TaskPlan:
     rays
         Of the scanner and grid.
     block_voxels
-        Size of the blocks that a task's events are ordered by; it divides the task's.
+        Size of the blocks that a task's events are ordered by; a power of two up to the task's.
     n_slopes
         Classes of each of the two slopes that a block's events are ordered by.
     """
@@ -252,7 +252,8 @@ class TaskPlan:
             _kernels.bucket_events(
                 rays.ends, rays.voxel_mm, events.crystal_a[part], events.crystal_b[part],
                 events.tof_bin[part], rays.tof_centre_mm, rays.reach_mm, rays.shape,
-                TASK_VOXELS, self.block_voxels, self._n_slopes, self.n_parts, out[part],
+                TASK_VOXELS.bit_length() - 1, self.block_voxels.bit_length() - 1,
+                self._n_slopes, self.n_parts, out[part],
             )  # fmt: skip
 
         run_in_threads(work, range(0, len(events), EVENTS_PER_TASK), threads)
