@@ -236,6 +236,7 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_bytes(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
