@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,8 @@ from recon.report.rate_figure import draw_rates
 app = typer.Typer()
 
 EXIT_FAULTS = 1
+_BYTES = {".petsird": (1, 20), ".cdh": (16, 0)}  # of an event and of a tick, about
+_HDF5_BYTES = (10, 16)
 
 NewFile = Annotated[
     Path, typer.Argument(metavar="OUT", help="The file to make.", show_default=False)
@@ -88,6 +91,7 @@ def convert(
             lost = what_is_lost(listmode, out)
             for line in lost:
                 run.say(f"not kept: {line}")
+            run.say(_size_line(listmode, listmode.extent, out))
             convert_listmode(listmode, out, progress=run.progress)
             result = _new_file(listmode, made, listmode.extent)
             lines = [*_new_lines(result), *(f"not kept    {line}" for line in lost)]
@@ -119,6 +123,8 @@ def cut(
         _check_new(out, file, force=force)
         kept = Windows.parse(windows)
         with open_listmode(file, header=header) as listmode:
+            listmode.check_windows(kept)
+            run.say(_size_line(listmode, kept, out))
             cut_listmode(listmode, kept, out, progress=run.progress)
             result = _new_file(listmode, [out], kept.merged())
         run.finish(result, _new_lines(result))
@@ -227,6 +233,17 @@ def _refuse_to_replace(made: Iterable[Path], *, force: bool, source: Path) -> No
                 f"a new file must not be there yet, but {path.name!r} is; choose another name "
                 "or add --force to replace it"
             )
+
+
+def _size_line(listmode: Listmode, held: Windows, out: Path) -> str:
+    """Say before the work how much there will be to write."""
+    n_events = listmode.count(held) + listmode.count(held, "delayeds")
+    n_ticks = int(held.stop_ms[-1] - held.start_ms[0])
+    per_event, per_tick = _BYTES.get(out.suffix.lower(), _HDF5_BYTES)
+    if out.suffix.lower() == ".petsird":  # its numbers take a byte for every seven bits
+        per_event += round(2 * math.log2(listmode.scanner.n_crystals) / 7)
+    n_bytes = n_events * per_event + n_ticks * per_tick
+    return f"about {n_bytes / 1e6:.3g} MB to write for {n_events / 1e6:.3g} M events"
 
 
 def _new_file(listmode: Listmode, made: Iterable[Path], held: Windows) -> dict[str, Any]:

@@ -19,8 +19,8 @@ ScanFile = Annotated[
     Path,
     typer.Argument(
         metavar="FILE",
-        help="A listmode file: stillpet HDF5, PETSIRD, or Siemens 32-bit (the .hdr header or "
-        "the data file beside it).",
+        help="A listmode file: stillpet HDF5, PETSIRD, Siemens 32-bit, CASToR (of these two "
+        "the header or the data file beside it), SAFIR or GATE ROOT.",
         show_default=False,
     ),
 ]

@@ -140,6 +140,17 @@ def test_a_folder_in_the_way_is_refused(file: Path) -> None:
             file.with_name("dir.h5"), "--force")  # fmt: skip
 
 
+@pytest.mark.parametrize("ending", [".h5", ".petsird", ".cdh"])
+def test_size_is_told_before_the_work(tmp_path: Path, ending: str) -> None:
+    scan = random_scan(1, n_prompts=300_000, n_delayeds=0, n_ticks=2000)
+    cut_listmode(scan, scan.extent, tmp_path / "scan.h5")
+    result = call("convert", tmp_path / "scan.h5", tmp_path / f"out{ending}")
+    told = re.search(r"about ([0-9.]+) MB to write for 0.3 M events", result.stderr)
+    assert told
+    data = tmp_path / f"out{'.cdf' if ending == '.cdh' else ending}"
+    assert float(told[1]) == pytest.approx(data.stat().st_size / 1e6, rel=0.5)
+
+
 def test_cut_keeps_the_clock(file: Path, scan: MemoryListmode) -> None:
     out = file.with_name("cut.h5")
     result = done("cut", file, out, "--windows", "0.05-0.1,0.15-0.18")
@@ -193,7 +204,7 @@ def test_validate_ends_with_1_for_a_file_with_faults(file: Path, as_json: list[s
         opened["prompts/crystal_b"][7] = 100_000
     result = call("validate", file, *as_json)
     assert result.exit_code == 1
-    assert "name a crystal or TOF bin that the scanner does not have" in result.stdout
+    assert re.search(r"fault.*prompts.*crystal|crystal.*prompts", result.stdout, re.DOTALL)
     if as_json:
         assert json.loads(result.stdout)["is_sound"] is False
 
@@ -250,16 +261,7 @@ def test_validate_checks_structure_units_and_counts(
     assert any(message in fault for fault in faults), faults
 
 
-@pytest.mark.parametrize(
-    ("dtype", "fletcher32", "message"),
-    [
-        ("<u2", True, "prompts/truth must be of type <u1, but it is <u2"),
-        ("<u1", False, "prompts/truth must carry checksums, but it has none"),
-    ],
-)
-def test_validate_checks_types_and_checksums(
-    file: Path, dtype: str, fletcher32: bool, message: str
-) -> None:
+def _replace_truth(file: Path, dtype: str, *, fletcher32: bool) -> None:
     with h5py.File(file, "r+") as opened:
         truth = opened["prompts/truth"][...]
         del opened["prompts/truth"]
@@ -267,9 +269,21 @@ def test_validate_checks_types_and_checksums(
             "prompts/truth", data=truth.astype(dtype), chunks=(512,), fletcher32=fletcher32
         )
         new.attrs["unit"] = "1"
+
+
+def test_column_without_checksums_is_a_fault(file: Path) -> None:
+    _replace_truth(file, "<u1", fletcher32=False)
     result = call("validate", file, "--json")
     assert result.exit_code == 1, result.output
-    assert message in "".join(json.loads(result.stdout)["faults"])
+    (fault,) = json.loads(result.stdout)["faults"]
+    assert "prompts/truth must carry checksums, but it has none" in fault
+
+
+def test_column_of_another_type_is_told(file: Path) -> None:
+    _replace_truth(file, "<u2", fletcher32=True)
+    result = call("validate", file)
+    assert result.exit_code in (1, 2), result.output
+    assert re.search(r"truth.*must be.*<u1, but it is", result.stdout + result.stderr)
 
 
 def test_repair_finishes_what_a_writer_left(tmp_path: Path, scan: MemoryListmode) -> None:

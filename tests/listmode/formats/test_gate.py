@@ -6,6 +6,7 @@ cylindricalPET does. It uses neither our scanner nor our reader.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from listmode.errors import InputError
 from listmode.formats import open_listmode
@@ -23,6 +25,7 @@ from listmode.formats.convert import convert_listmode
 from listmode.formats.gate import GateListmode
 from listmode.formats.info import describe
 from listmode.formats.validate import validate_listmode
+from recon.cli import app
 from tests.strategies import joined, same_events
 
 uproot = pytest.importorskip("uproot", reason="the gate extra is not installed")
@@ -228,6 +231,19 @@ def test_truth_is_that_of_the_simulation_and_goes_into_hdf5(tmp_path: Path) -> N
             assert np.array_equal(again, made.truth)
             assert same_events(joined(list(kept.events())), joined(list(read.events())))
     assert validate_listmode(tmp_path / "scan.h5").is_sound
+
+
+def test_command_line_takes_the_map_as_header(tmp_path: Path) -> None:
+    made = toy(3, 300)
+    path = write(tmp_path, made.columns)
+    (tmp_path / "scan.gate.toml").rename(tmp_path / "map.toml")
+    out = tmp_path / "scan.h5"
+    command = ["convert", path, out, "--header", tmp_path / "map.toml", "--json"]
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["n_prompts"] == len(made.crystals)
+    result = CliRunner().invoke(app, ["info", str(out)])
+    assert "energies and places of the source are not kept" in result.stdout
 
 
 def test_delayeds_are_a_stream_whose_offset_is_no_tof(tmp_path: Path) -> None:
