@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,30 +12,15 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import MediaStorageDirectoryStorage
 
 from listmode.errors import InputError
 from listmode.progress import SILENT, Progress
 from recon.image import F64
+from recon.io.dicom_folder import NEEDED, position_of, quiet, read_headers
 
 MAX_TILT = 1e-3  # rad, as for NIfTI
 MAX_UNEVEN_MM = 0.05  # vendors round positions to 0.01 mm or so
 AIR_HU = -1000.0
-
-NEEDED = (
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
-    "RescaleSlope", "RescaleIntercept",
-)  # fmt: skip
-NUMBERS = (
-    *NEEDED, "NumberOfFrames", "GantryDetectorTilt", "KVP", "DataCollectionDiameter",
-    "DataCollectionCenterPatient",
-)  # fmt: skip
-TEXTS = (
-    "Modality", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientPosition", "ImageType",
-    "FilterMaterial", "FilterType", "RescaleType", "ContrastBolusAgent",
-    "ContrastBolusAgentSequence",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +71,7 @@ class Series:
             If the file is cut or its compression cannot be undone.
         """
         try:
-            with _quiet():
+            with quiet():
                 ds = pydicom.dcmread(self.paths[k])
                 stored = ds.pixel_array
         except Exception as error:
@@ -128,7 +110,7 @@ def read_series(folder: Path, modality: str, progress: Progress = SILENT) -> Ser
         tilted, the slices are not axial, a slice is missing or there twice, slices differ in
         size, or their values have no scale.
     """
-    paths, headers, n_ignored = _read_headers(folder, progress)
+    paths, headers, n_ignored = read_headers(folder, progress)
     _check_one_series(headers, modality)
     for number, ds in enumerate(headers, start=1):
         _check_header(ds, number, len(headers))
@@ -145,67 +127,9 @@ def read_series(folder: Path, modality: str, progress: Progress = SILENT) -> Ser
         shape=(int(headers[0].Columns), int(headers[0].Rows), len(headers)),
         step_mm=(row * between_columns, column * between_rows, spacing),
         origin_mm=(first[0], first[1], first[2]),
-        patient_position=str(headers[0].get("PatientPosition", "") or "HFS"),
+        patient_position=position_of(headers[0]) or "HFS",
         frame_of_reference_uid=str(headers[0].get("FrameOfReferenceUID", "")),
         n_ignored=n_ignored,
-    )
-
-
-def _read_headers(folder: Path, progress: Progress) -> tuple[list[Path], list[Dataset], int]:
-    if not folder.is_dir():
-        raise InputError(
-            "a DICOM series must be a folder of files, but what was given is none; give the "
-            "folder that holds the slices"
-        )
-    found = sorted(path for path in folder.iterdir() if path.is_file())
-    paths, headers = [], []
-    with progress.stage("DICOM headers", len(found), "files") as stage, _quiet():
-        for number, path in enumerate(found, start=1):
-            stage.advance(1)
-            ds = _header(path, f"file {number} of {len(found)} (in order of name)")
-            if ds is not None:
-                paths.append(path)
-                headers.append(ds)
-    if not headers:
-        raise InputError(
-            f"a folder must hold DICOM images, but none of the {len(found)} files in the one "
-            "given is one; give the folder that holds the slices"
-        )
-    return paths, headers, len(found) - len(headers)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep pydicom silent: its warnings quote values, and a name could be among them."""
-    logger = logging.getLogger("pydicom")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = was_disabled
-
-
-def _header(path: Path, where: str) -> Dataset | None:
-    """Read a file's attributes; ``None`` if it is no DICOM file or a list of such files."""
-    try:
-        ds = pydicom.dcmread(path, stop_before_pixels=True)
-        kind = ds.file_meta.get("MediaStorageSOPClassUID")
-        if kind == MediaStorageDirectoryStorage:
-            return None
-        if "SeriesInstanceUID" in ds and "Modality" in ds:
-            for keyword in TEXTS:  # a value is parsed when it is asked for first
-                ds.get(keyword)
-            for keyword in NUMBERS:
-                np.asarray(ds.get(keyword) or 0, dtype=np.float64)
-            return ds
-    except InvalidDicomError:
-        return None
-    except Exception:  # a damaged file breaks the parser in many ways
-        pass
-    raise InputError(
-        f"each DICOM file must be whole, but {where} is cut or damaged; export it again"
     )
 
 

@@ -145,7 +145,7 @@ def series_attributes(
     ds.SeriesInstanceUID = make_uid("series", key)
     ds.FrameOfReferenceUID = place.frame_of_reference_uid or make_uid("frame", key)
     ds.PositionReferenceIndicator = ""
-    ds.StudyID = ds.ReferringPhysicianName = ""
+    ds.StudyID, ds.ReferringPhysicianName, ds.Laterality = "1", "", ""
     ds.SeriesNumber = 1
     ds.Manufacturer = "stillpet"
     ds.ManufacturerModelName = str(volume.provenance.get("scanner", "unknown"))[:64]
@@ -211,8 +211,10 @@ def _add_times(ds: Dataset, facts: ScanFacts) -> None:
 
 
 def _add_orientation(ds: Dataset, place: SeriesPlace) -> None:
-    """Say how the patient lay (DICOM PS3.3, C.8.4.6; CID 19, 20, 21)."""
-    ds.PatientPosition = place.patient_position
+    """Say how the patient lay, by codes, beside which PatientPosition must not stand.
+
+    DICOM PS3.3, C.7.3.1 and C.8.4.6; CID 19, 20, 21.
+    """
     x, y, _ = SCANNER_FROM_PATIENT[place.patient_position]
     ds.ImageOrientationPatient = [x, 0, 0, 0, y, 0]
     lying = coded(codes.cid19.Recumbent)

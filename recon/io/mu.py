@@ -14,9 +14,11 @@ from listmode.errors import InputError
 from listmode.progress import SILENT, Progress
 from recon.image import F64, Grid, Volume
 from recon.io.ct import Series, read_series
+from recon.io.dicom_folder import position_of
 from recon.io.dicom_tags import SCANNER_FROM_PATIENT
 from recon.io.hounsfield import Spectrum, spectrum_of
-from recon.io.nifti import check_mu, resample_axis
+from recon.io.nifti import check_mu
+from recon.io.resample import resample_axis
 
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 BODY_HU = -300.0
@@ -245,7 +247,7 @@ def _doubts(ct: Series, placement: Placement) -> list[str]:
             "CT and PET have different frames of reference: nothing says that they lie on each "
             "other; compare them by eye"
         )
-    if not ds.get("PatientPosition"):
+    if not position_of(ds):
         notes.append("the CT does not say how the patient lay: head first, supine is assumed")
     if placement.patient_position not in (None, ct.patient_position):
         notes.append(

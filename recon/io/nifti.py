@@ -18,6 +18,7 @@ from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from recon.image import Grid, Unit, Volume
 from recon.io import files, sidecar
+from recon.io.resample import resample_axis
 from recon.io.sidecar import sidecar_path
 
 RAS_FROM_SCANNER = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -198,48 +199,6 @@ def resample_to(volume: Volume, grid: Grid) -> Volume:
         "covered_fraction": covered,
     }
     return Volume(values, grid, volume.unit, {**volume.provenance, "resampled_from": old})
-
-
-def resample_axis(
-    values: NDArray[Any],
-    axis: int,
-    at: NDArray[np.float64],
-    inside: NDArray[np.bool_],
-    *,
-    is_label: bool,
-) -> NDArray[Any]:
-    """Interpolate along one axis.
-
-    Parameters
-    ----------
-    values
-        Three-dimensional.
-    axis
-        Along which.
-    at
-        Fractional indices. Shape (n,), float64.
-    inside
-        Where the result is not zero. Shape (n,), bool.
-    is_label
-        Take the nearest voxel and mix none.
-
-    Returns
-    -------
-    ndarray
-        As ``values``, with n voxels along the axis.
-    """
-    last = values.shape[axis] - 1
-    at = np.clip(at, 0, last)
-    shape = [1, 1, 1]
-    shape[axis] = at.size
-    if is_label:
-        nearest = np.minimum(np.floor(at + 0.5).astype(np.intp), last)
-        return np.where(inside.reshape(shape), values.take(nearest, axis), 0)
-    left = np.floor(at).astype(np.intp)
-    weight = (at - left).astype(np.float32).reshape(shape)
-    right = np.minimum(left + 1, last)
-    mixed = values.take(left, axis) * (1 - weight) + values.take(right, axis) * weight
-    return np.where(inside.reshape(shape), mixed, np.float32(0))
 
 
 def _check_name(path: Path) -> None:

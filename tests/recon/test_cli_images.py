@@ -73,7 +73,8 @@ def test_what_the_command_line_says_wins(image: Path, tmp_path: Path) -> None:
     item = ds.RadiopharmaceuticalInformationSequence[0]
     assert float(item.RadionuclideTotalDose) == 10e6
     assert item.RadiopharmaceuticalStartDateTime == "20260301092900.000000"
-    assert (float(ds.PatientWeight), ds.PatientPosition) == (50.0, "FFS")
+    assert float(ds.PatientWeight) == 50.0
+    assert ds.PatientGantryRelationshipCodeSequence[0].CodeMeaning == "feet-first"
 
 
 def test_the_patient_is_named_where_it_is_asked_for(image: Path, tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_the_patient_in_the_ct_is_named_nowhere(ct: Path, tmp_path: Path) -> Non
 def test_without_the_extra_it_says_what_to_install(
     image: Path, ct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs = ("dicom", "dicom_seg", "dicom_tags", "ct", "mu")
+    needs = ("dicom", "dicom_folder", "dicom_seg", "dicom_tags", "ct", "mu")
     for name in needs:
         monkeypatch.delitem(sys.modules, f"recon.io.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "pydicom", None)

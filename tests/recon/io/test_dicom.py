@@ -20,6 +20,7 @@ from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from recon.image import Volume
 from recon.io.dicom import save_dicom
+from recon.io.dicom_folder import position_of
 from recon.io.dicom_tags import SCANNER_FROM_PATIENT, Identity, SeriesPlace
 from recon.io.nifti import save_volume
 from recon.io.scan_facts import UNKNOWN_START, ScanFacts
@@ -206,7 +207,7 @@ def test_attributes_whose_condition_holds_are_written(series: Path) -> None:
     conditional = {a["keyword"] for m in _modules() for a in table[m] if "C" in a["type"]}
     ds = read_slices(series)[0]
     for keyword in (
-        "DeidentificationMethod", "PatientPosition", "DecayFactor", "SpecificCharacterSet",
+        "DeidentificationMethod", "DecayFactor", "SpecificCharacterSet",
     ):  # fmt: skip
         assert keyword in conditional
         assert ds[keyword].value not in (None, "")
@@ -244,7 +245,8 @@ def test_each_position_puts_the_hot_voxel_where_it_was_in_the_patient(
     here = image.TransformIndexToPhysicalPoint((i, j, k))
     assert here == pytest.approx((left, back, head), abs=0.01)
     ds = read_slices(tmp_path / "s")[0]
-    assert ds.PatientPosition == position
+    assert "PatientPosition" not in ds  # PS3.3, C.7.3.1: not beside the codes
+    assert position_of(ds) == position
     first = ds.PatientGantryRelationshipCodeSequence[0].CodeMeaning
     assert first == ("headfirst" if position[0] == "H" else "feet-first")
     lying = ds.PatientOrientationCodeSequence[0]

@@ -13,6 +13,7 @@ from listmode.errors import InputError
 from listmode.progress import SILENT
 from recon.image import Grid, Volume
 from recon.io.dicom import save_dicom
+from recon.io.dicom_folder import position_of
 from recon.io.dicom_tags import SeriesPlace
 from recon.io.hounsfield import CARNEY_2006
 from recon.io.mu import Placement, load_ct, make_mu, read_placement
@@ -360,3 +361,19 @@ def test_refuses_a_number_that_is_none(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"2.0\\2.0", b"2.0\\abc"))
     with pytest.raises(InputError, match=r"file 2 of 3 \(in order of name\) is cut or damaged"):
         load_ct(folder)
+
+
+@pytest.mark.parametrize(
+    ("gantry", "side", "position"),
+    [("F-10480", "F-10310", "FFP"), ("102540008", "1240000", "HFP"), ("?", "F-10340", "")],
+)
+def test_reads_the_position_from_old_and_new_codes(
+    gantry: str, side: str, position: str
+) -> None:
+    """DICOM PS3.16, CID 20 and 21, in SNOMED RT (older vendors) and SNOMED CT."""
+    ds, lying, modifier, first = (pydicom.Dataset() for _ in range(4))
+    modifier.CodeValue, first.CodeValue = side, gantry
+    lying.PatientOrientationModifierCodeSequence = [modifier]
+    ds.PatientOrientationCodeSequence = [lying]
+    ds.PatientGantryRelationshipCodeSequence = [first]
+    assert position_of(ds) == position
