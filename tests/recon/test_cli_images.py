@@ -210,3 +210,25 @@ def test_without_the_extra_it_says_what_to_install(
     _refused(install, "export", image, "--to", "dicom", "-o", tmp_path)
     _refused(install, "mu", ct, "--centre-mm", CENTRE)
     assert _call("export", image, "--to", "bids", "-o", tmp_path).exit_code == 0
+
+
+def test_a_name_in_a_foreign_image_goes_no_further(tmp_path: Path) -> None:
+    """Other tools leave names in sidecars and NIfTI headers."""
+    source = tmp_path / "in" / "a.nii"
+    source.parent.mkdir()
+    save_volume(source, asymmetric(), protocol=PROTOCOL, windows=WINDOWS)
+    raw = bytearray(source.read_bytes())
+    raw[148 : 148 + len(NAME)] = NAME.encode()  # NIfTI-1: descrip
+    raw[14 : 14 + len(NAME)] = NAME.encode()  # db_name
+    source.write_bytes(raw)
+    sidecar = source.with_suffix(".json")
+    about = json.loads(sidecar.read_text()) | {"PatientName": NAME, "InstitutionName": NAME}
+    sidecar.write_text(json.dumps(about))
+    out = tmp_path / "out"
+    for to in (("dicom", "--find-hotspots"), ("bids",), ("interfile",)):
+        result = _call("export", source, "-o", out, "--to", *to)
+        assert result.exit_code == 0, result.stderr
+        assert "DOE" not in result.stdout + result.stderr
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert len(written) > GRID.shape[2] + 6
+    assert [path for path in written if b"DOE" in path.read_bytes()] == []
