@@ -17,6 +17,23 @@ I32 = NDArray[np.int32]
 
 SPEED_OF_LIGHT_MM_PS = 0.299792458  # exact by the definition of the metre (SI, 1983)
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+MAX_CRYSTALS = 4_000_000  # 16 times the largest scanner; more would come from a damaged file
+_MAX_TOF_BINS = 32_767  # events hold them as int16
+_MAX_MM = 1e5
+
+
+def _is_count(value: object, least: int, most: int) -> bool:
+    """Say whether a value is a whole number in ``[least, most]``."""
+    return isinstance(value, int | np.integer) and bool(least <= value <= most)
+
+
+def _is_number(value: object, least: float, most: float, *, above: bool = False) -> bool:
+    """Say whether a value is a finite number in ``[least, most]``, or above ``least``."""
+    if not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    return bool(
+        least <= value <= most and math.isfinite(value) and (value > least or not above)
+    )
 
 
 @dataclass(frozen=True)
@@ -40,11 +57,15 @@ class TofModel:
     fwhm_ps: float
 
     def __post_init__(self) -> None:
-        if self.n_bins < 1 or not self.bin_width_ps > 0 or not self.fwhm_ps > 0:
+        if (
+            not _is_count(self.n_bins, 1, _MAX_TOF_BINS)
+            or not _is_number(self.bin_width_ps, 0.0, 1e9, above=True)
+            or not (self.fwhm_ps == math.inf or _is_number(self.fwhm_ps, 0.0, 1e9, above=True))
+        ):
             raise InputError(
                 "a TOF model needs at least one bin, a positive bin width and a positive "
-                f"resolution, but it has {self.n_bins} bins of {self.bin_width_ps:g} ps at "
-                f"{self.fwhm_ps:g} ps; correct the scanner description"
+                f"resolution, but it has {self.n_bins!r:.40} bins of {self.bin_width_ps!r:.40} "
+                f"ps at {self.fwhm_ps!r:.40} ps; correct the scanner description"
             )
 
     @property
@@ -107,6 +128,33 @@ class BlockLayout:
     front_radius_mm: float
     first_block_rad: float = 0.0
     sense: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("n_blocks", 3), ("n_crystals", 1), ("n_virtual", 0), ("n_units", 1),
+            ("n_rings_per_unit", 1), ("n_gap_rings", 0),
+        ):  # fmt: skip
+            if not _is_count(getattr(self, name), least, MAX_CRYSTALS):
+                raise InputError(
+                    f"a block layout must have {name} of at least {least}, but it has "
+                    f"{getattr(self, name)!r:.40}; correct the scanner description"
+                )
+        if self.n_transaxial * self.n_rings > MAX_CRYSTALS:
+            raise InputError(
+                f"a scanner must have at most {MAX_CRYSTALS} crystals, but its layout has "
+                f"{self.n_transaxial} x {self.n_rings} places; correct the scanner description"
+            )
+        if (
+            not _is_number(self.front_radius_mm, 0.0, _MAX_MM, above=True)
+            or not _is_number(self.first_block_rad, -100.0, 100.0)
+            or self.sense not in (-1, 1)
+        ):
+            raise InputError(
+                "a block layout must have a positive radius, a finite angle and a sense of +1 "
+                f"or -1, but they are {self.front_radius_mm!r:.40} mm, "
+                f"{self.first_block_rad!r:.40} rad and {self.sense!r:.40}; correct the scanner "
+                "description"
+            )
 
     @property
     def n_transaxial(self) -> int:
@@ -228,6 +276,8 @@ class Scanner:
                 f"scanner {self.name!r}: coincidences need at least two crystals, but there "
                 f"are {n}; correct the scanner description"
             )
+        _check_slots(self)
+        _check_numbers(self)
 
     @property
     def n_crystals(self) -> int:
@@ -278,6 +328,53 @@ class Scanner:
     def with_mode(self, mode: str, max_ring_difference: int) -> Scanner:
         """Return the same detector with another acceptance."""
         return replace(self, mode=mode, max_ring_difference=max_ring_difference)
+
+
+def _check_slots(scanner: Scanner) -> None:
+    """Refuse crystals outside the room or with an index outside its table."""
+    if np.abs(scanner.crystal_position_mm).max() > _MAX_MM:
+        raise InputError(
+            f"scanner {scanner.name!r}: crystals must lie within {_MAX_MM:g} mm of its centre, "
+            f"but one lies at {np.abs(scanner.crystal_position_mm).max():g} mm; correct the "
+            "scanner description"
+        )
+    for what, slot, n in (
+        ("n_rings", scanner.crystal_ring, scanner.n_rings),
+        ("n_transaxial", scanner.crystal_transaxial, scanner.n_transaxial),
+    ):
+        if not _is_count(n, 1, MAX_CRYSTALS) or slot.min() < 0 or slot.max() >= n:
+            raise InputError(
+                f"scanner {scanner.name!r}: index slots must lie within 0 and {what}, but they "
+                f"run from {slot.min()} to {slot.max()} of {n!r:.40}; correct the scanner "
+                "description"
+            )
+
+
+def _check_numbers(scanner: Scanner) -> None:
+    """Refuse sizes and constants that no scanner has, such as NaN."""
+    sizes = list[object](scanner.crystal_size_mm) + list[object](scanner.crystal_pitch_mm)
+    window = list(scanner.energy_window_kev)
+    wanted = {
+        "max_ring_difference": _is_count(scanner.max_ring_difference, 0, MAX_CRYSTALS),
+        "crystal_size_mm and crystal_pitch_mm": len(sizes) == 5
+        and all(_is_number(v, 0.0, _MAX_MM, above=True) for v in sizes),
+        "energy_window_kev": len(window) == 2
+        and all(_is_number(v, 0.0, 1e6) for v in window)
+        and window[0] < window[1],
+    }
+    for name, most, above in (
+        ("fov_radius_mm", _MAX_MM, True), ("doi_mm", _MAX_MM, False),
+        ("stopping_per_mm", 1e3, True), ("window_efficiency", 1.0, True),
+        ("energy_resolution", 10.0, False), ("background_singles_hz", 1e12, False),
+    ):  # fmt: skip
+        wanted[name] = _is_number(getattr(scanner, name), 0.0, most, above=above)
+    if wrong := [name for name, is_right in wanted.items() if not is_right]:
+        found = [getattr(scanner, name) for name in wrong[0].split(" and ")]
+        raise InputError(
+            f"scanner {scanner.name!r}: {wrong[0]} must be a size that a scanner can have, but "
+            f"it is {', '.join(f'{value!r:.60}' for value in found)}; correct the scanner "
+            "description"
+        )
 
 
 def build_scanner(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from listmode.errors import InputError
+from listmode.formats import _sandbox
 
 _REASONS = {
     errno.ENOSPC: ("the disk must have room for it", "the disk is full", "free some space"),
@@ -63,6 +64,7 @@ def publish(part: Path, path: Path) -> None:
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)
+    _sandbox.trust(path)
     with contextlib.suppress(OSError):  # not every system can open a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:

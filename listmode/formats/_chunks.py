@@ -7,6 +7,7 @@ as our writer does it is read here, any other one by the library.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import h5py
@@ -18,6 +19,45 @@ from listmode.formats import _kernels
 
 U8 = NDArray[np.uint8]
 _CHECKSUM_BYTES = 4
+
+
+def index_faults(dataset: h5py.Dataset) -> str:
+    """Say what is wrong with the index of a dataset's chunks; nothing if it is whole.
+
+    In files that older libraries can read, that index carries no checksum, and the library
+    gives zeros, without an error, for a chunk that the index has lost: events of crystal
+    0, a geometry of zeros.
+    """
+    if dataset.chunks is None:
+        return ""
+    offsets: list[tuple[int, ...]] = []
+    places: list[int] = []
+    n_unchecked = 0
+
+    def note(info: Any) -> None:
+        nonlocal n_unchecked
+        offsets.append(info.chunk_offset)
+        places.append(info.byte_offset)
+        n_unchecked += info.filter_mask != 0
+
+    try:
+        dataset.id.chunk_iter(note)
+    except (RuntimeError, OSError) as error:
+        return f"its index of chunks cannot be read ({str(error)[:80]})"
+    wanted = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+    inside = {
+        at
+        for at in offsets
+        if all(
+            0 <= o < n and o % c == 0
+            for o, n, c in zip(at, dataset.shape, dataset.chunks, strict=True)
+        )
+    }
+    if not len(inside) == len(set(places)) == len(offsets) == wanted:
+        return f"its index names {len(inside)} of {wanted} chunks in {len(set(places))} places"
+    if n_unchecked and dataset.fletcher32:
+        return f"{n_unchecked} of its chunks are marked as without checksum"
+    return ""
 
 
 class Column:
@@ -39,29 +79,40 @@ class Column:
         self._name = name
         self._length = int(dataset.shape[0])
         self._dtype = np.dtype(dataset.dtype)
-        self._offset = self._find_chunks()
+        self._offset, self._is_mapped = self._find_chunks()
         self._checked = np.zeros(len(self._offset), bool)
 
-    def _find_chunks(self) -> NDArray[np.int64]:
-        """Give where each chunk begins, or nothing if the library must read this column."""
+    def _find_chunks(self) -> tuple[NDArray[np.int64], bool]:
+        """Give where each chunk begins (-1: not one place), and if it can be read there."""
         d = self._dataset
+        self._chunk = int(d.chunks[0]) if d.chunks is not None else max(self._length, 1)
+        offset = np.full(-(-self._length // self._chunk), 0, np.int64)
+        if d.chunks is None:
+            return offset, False
         plain = d.compression is None and not d.shuffle and d.scaleoffset is None
-        none = np.empty(0, np.int64)
-        if d.chunks is None or not d.fletcher32 or not plain or self._dtype.byteorder == ">":
-            return none
-        self._chunk = int(d.chunks[0])
+        is_mapped = bool(d.fletcher32 and plain and self._dtype.byteorder != ">")
+        is_mapped &= self._chunk % 2 == 0  # the sums are over whole words
         size = self._chunk * self._dtype.itemsize + _CHECKSUM_BYTES
-        offset = np.full(-(-self._length // self._chunk), -1, np.int64)
+        found: list[tuple[int, int]] = []
 
         def note(info: Any) -> None:
-            k = info.chunk_offset[0] // self._chunk
             whole = info.size == size and info.byte_offset + size <= len(self._mapped)
-            if k < len(offset) and info.filter_mask == 0 and whole:
-                offset[k] = info.byte_offset
+            if info.chunk_offset[0] % self._chunk == 0 and (
+                not is_mapped or (whole and not info.filter_mask)
+            ):
+                found.append((info.chunk_offset[0] // self._chunk, info.byte_offset))
 
         with contextlib.suppress(RuntimeError, OSError):
             d.id.chunk_iter(note)
-        return offset if (offset >= 0).all() and self._chunk % 2 == 0 else none
+        number, place = np.array(found, np.int64).reshape(-1, 2).T
+        once = np.ones(len(number), bool)
+        for values in (number, place):  # of two that claim to be one, none can be trusted
+            _, inverse, n = np.unique(values, return_inverse=True, return_counts=True)
+            once &= n[inverse] == 1
+        once &= number < len(offset)
+        offset[:] = -1
+        offset[number[once]] = place[once]
+        return offset, is_mapped
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read values ``[start, stop)``.
@@ -69,14 +120,18 @@ class Column:
         Raises
         ------
         InputError
-            If a checksum does not fit.
+            If a checksum does not fit or the file does not say where a chunk lies.
         """
         start, stop = max(start, 0), min(stop, self._length)
-        if not len(self._offset):
+        first, last = start // self._chunk, -(-stop // self._chunk) if stop > start else 0
+        if (lost := np.flatnonzero(self._offset[first:last] < 0)).size:
+            k = first + int(lost[0])
+            raise self._damaged(k * self._chunk, (k + 1) * self._chunk, "no place in the index")
+        if not self._is_mapped:
             return self._by_library(start, stop)
         out = np.empty(max(stop - start, 0), self._dtype)
         n = self._chunk
-        for k in range(start // n, -(-stop // n) if stop > start else 0):
+        for k in range(first, last):
             chunk = self._values(k)
             low, high = max(start - k * n, 0), min(stop - k * n, n)
             out[k * n + low - start : k * n + high - start] = chunk[low:high]

@@ -8,9 +8,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from listmode.errors import InputError
-from listmode.scanner import BlockLayout, Scanner, TofModel
+from listmode.formats._chunks import index_faults
+from listmode.scanner import MAX_CRYSTALS, BlockLayout, Scanner, TofModel
 from listmode.source import F32, ScanProtocol
 
 FORMAT = "stillpet listmode"
@@ -71,6 +73,27 @@ def write_head(
         dataset.attrs["unit"] = "1"
 
 
+def read_array(group: Any, name: str, kinds: str, max_values: int) -> NDArray[Any]:
+    """Read a small dataset whole, once its size and type are known to be sane.
+
+    Raises
+    ------
+    InputError
+        If it is no dataset of at most ``max_values`` numbers of these NumPy kinds.
+    """
+    dataset = group[name]
+    shape = getattr(dataset, "shape", None)
+    if shape is None or dataset.dtype.kind not in kinds or dataset.size > max_values:
+        raise InputError(
+            f"{name} must hold at most {max_values} plain numbers, but it holds "
+            f"{shape} of type {getattr(dataset, 'dtype', None)!s:.40}; write the file again"
+        )
+    if fault := index_faults(dataset):
+        raise InputError(f"{name} must be whole, but {fault}; copy or write the file again")
+    values: NDArray[Any] = dataset[...]
+    return values
+
+
 def write_scanner(file: h5py.File, scanner: Scanner) -> None:
     """Store everything that the scanner description holds, bit for bit."""
     group = file.create_group("scanner")
@@ -107,7 +130,9 @@ def read_scanner(file: h5py.File) -> Scanner:
     try:
         group = file["scanner"]
         values: dict[str, Any] = {k: _plain(v) for k, v in group.attrs.items()}
-        values.update({name: group[name][...] for name in ARRAYS})
+        values.update(
+            {name: read_array(group, name, "fiu", 3 * MAX_CRYSTALS) for name in ARRAYS}
+        )
         values["tof"] = TofModel(**{k: _plain(v) for k, v in group["tof"].attrs.items()})
         if "layout" in group:
             values["layout"] = BlockLayout(
@@ -117,7 +142,7 @@ def read_scanner(file: h5py.File) -> Scanner:
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"a stillpet file must describe its scanner, but its description is damaged: "
-            f"{error}; write the file again or repair it"
+            f"{error!s:.120}; write the file again or repair it"
         ) from None
 
 
@@ -144,7 +169,7 @@ def read_protocol(file: h5py.File) -> ScanProtocol:
         values = {k: _plain(v) for k, v in group.attrs.items() if k in known}
         wrong = [k for k, v in values.items() if isinstance(v, str) != (k in _PROTOCOL_TEXT)]
         if wrong:
-            raise TypeError(f"{wrong[0]} is {values[wrong[0]]!r}")
+            raise TypeError(f"{wrong[0]} is {values[wrong[0]]!r:.60}")
         return ScanProtocol(**values)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(

@@ -96,7 +96,10 @@ def read_description(text: str) -> Description | None:
             coverage=Windows(spans[:, 0], spans[:, 1]),
             clock_zero=str(table["clock_zero"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
+        MemoryError,
+    ) as error:  # fmt: skip
         if isinstance(error, InputError):
             raise
         raise InputError(

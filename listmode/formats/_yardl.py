@@ -317,11 +317,11 @@ class Decoder:
         n = 1
         for extent in shape:
             n *= extent
-            if n > self._size:
+            if max(n, extent) > self._size:  # an empty array may claim huge extents
                 raise Truncated
         values = self._items(node.children[0], n)
         if isinstance(values, np.ndarray):
-            return values.reshape(*shape, *values.shape[1:])
+            return values.reshape((*shape, *values.shape[1:]))
         if node.children[0].kind in ("unsigned", "signed"):
             return np.array(values, dtype=np.int64).reshape(shape)
         return values

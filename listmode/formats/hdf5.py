@@ -23,7 +23,8 @@ from listmode.formats._copy import copy_events, writer_like
 from listmode.formats._coverage import CoveredListmode
 from listmode.formats._hdf5_check import structure_faults
 from listmode.formats._hdf5_writer import ListmodeWriter
-from listmode.formats._mapped import map_file
+from listmode.formats._mapped import MAX_TICKS, map_file
+from listmode.formats._sandbox import check_in_child
 from listmode.progress import SILENT, Progress
 from listmode.source import Listmode, Stream
 from listmode.windows import Windows
@@ -34,6 +35,12 @@ I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
+_DAMAGES = (
+    KeyError, OSError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError,
+    MemoryError,
+)  # fmt: skip
+"""What h5py and the constructors raise over metadata of a wrong kind, size or place."""
+_MAX_WINDOWS = 1 << 20
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _STREAMS: tuple[Stream, Stream] = ("prompts", "delayeds")
 
@@ -75,7 +82,7 @@ class Hdf5Listmode(CoveredListmode):
         self._columns: dict[tuple[Stream, str], Column] = {}
         try:
             self._read_head()
-        except (KeyError, OSError, RuntimeError, ValueError) as error:
+        except _DAMAGES as error:
             self._file.close()
             if isinstance(error, InputError):
                 raise
@@ -96,8 +103,8 @@ class Hdf5Listmode(CoveredListmode):
             raise self._another_kind()
         if int(attrs["format_version"]) > layout.VERSION:
             raise InputError(
-                f"{self._path.name!r} has layout version {attrs['format_version']}, but this "
-                f"stillpet reads up to {layout.VERSION}; use a newer stillpet"
+                f"{self._path.name!r} must have a layout version up to {layout.VERSION}, but "
+                f"it has {attrs['format_version']}; use a newer stillpet"
             )
         self.scanner = layout.read_scanner(self._file)
         self.protocol = layout.read_protocol(self._file)
@@ -110,7 +117,8 @@ class Hdf5Listmode(CoveredListmode):
         self.start_ms = int(attrs["start_ms"])
         self.crystal_efficiency = None
         if "normalisation/crystal_efficiency" in self._file:
-            self.crystal_efficiency = self._file["normalisation/crystal_efficiency"][...]
+            self.crystal_efficiency = self._read_efficiency()
+        self._check_columns()
         self._offset = {stream: self._read_ticks(stream) for stream in _STREAMS}
         if not self.is_complete:
             self._salvage()
@@ -119,14 +127,46 @@ class Hdf5Listmode(CoveredListmode):
         held = None
         if "coverage" in self._file:
             stored = self._file["coverage"]
-            held = Windows(stored["start_ms"][...], stored["stop_ms"][...])
+            held = Windows(
+                *(
+                    layout.read_array(stored, name, "iu", _MAX_WINDOWS)
+                    for name in ("start_ms", "stop_ms")
+                )
+            )
         self._hold(held)
 
     def _read_ticks(self, stream: Stream) -> I64:
-        dataset = self._file[stream]["tick_offset"]
-        offset: I64 = dataset[...].astype(np.int64, copy=False)
+        stored = layout.read_array(self._file[stream], "tick_offset", "iu", MAX_TICKS + 1)
+        offset: I64 = stored.astype(np.int64, copy=False)
         offset.setflags(write=False)
         return offset
+
+    def _read_efficiency(self) -> F32:
+        n = self.scanner.n_crystals
+        group = self._file["normalisation"]
+        values = layout.read_array(group, "crystal_efficiency", "f", n).astype(np.float32)
+        if values.shape != (n,) or not (np.isfinite(values) & (values >= 0)).all():
+            raise InputError(
+                f"{self._path.name!r} must hold one efficiency a crystal, from 0 up, but it "
+                f"holds {values.shape} values, or one that is none; write it again"
+            )
+        return values
+
+    def _check_columns(self) -> None:
+        for stream in _STREAMS:
+            group = self._file[stream]
+            if not isinstance(group, h5py.Group):
+                raise TypeError(f"{stream} is no group")
+            wanted = dict(layout.COLUMNS)
+            if stream == "prompts" and "truth" in group:
+                wanted["truth"] = layout.TRUTH_DTYPE
+            for name, dtype in wanted.items():
+                d = group[name]
+                if d.ndim != 1 or d.dtype.newbyteorder("<") != np.dtype(dtype):
+                    raise InputError(
+                        f"{self._path.name!r}: column {name} of {stream} must be one row of "
+                        f"{dtype}, but it is {d.ndim} of {d.dtype!s:.40}; write the file again"
+                    )
 
     def _n_stored(self, stream: Stream) -> int:
         return min(len(self._file[stream][name]) for name in layout.COLUMNS)
@@ -228,14 +268,26 @@ class Hdf5Listmode(CoveredListmode):
         Raises
         ------
         InputError
-            If a checksum does not fit or a pair is not in canonical order.
+            If a checksum does not fit, a pair is not in canonical order, or an event names a
+            crystal or TOF bin that the scanner has not.
         """
-        return EventBatch(
+        batch = EventBatch(
             *(
                 self._read_column(stream, name, start_event, stop_event)
                 for name in layout.COLUMNS
             )
         )
+        if len(batch) and (
+            batch.crystal_b.max() >= self.scanner.n_crystals
+            or batch.tof_bin.min() < 0
+            or batch.tof_bin.max() >= self.scanner.tof.n_bins
+        ):
+            raise InputError(
+                f"{self._path.name!r}: events must name crystals below "
+                f"{self.scanner.n_crystals} and TOF bins below {self.scanner.tof.n_bins}, but "
+                f"one of {stream} {start_event}-{stop_event} does not; write the file again"
+            )
+        return batch
 
     def read_truth(self, start_event: int, stop_event: int) -> U8 | None:
         """Read where each prompt came from (0 true, 1 scattered, 2 random), if it is known."""
@@ -311,4 +363,5 @@ def recognise(path: Path, head: bytes) -> bool:
 def open_file(path: Path, header: Path | None) -> Hdf5Listmode:
     """Open a stillpet HDF5 file, once a child process has; it needs no header."""
     del header
+    check_in_child(path, "hdf5")
     return Hdf5Listmode(path)

@@ -11,6 +11,8 @@ from typing import Any
 from listmode.errors import InputError
 from listmode.scanner import BlockLayout, Scanner, TofModel, build_scanner
 
+_MAX_BYTES = 1 << 20
+
 
 def list_presets() -> list[str]:
     """Name the scanner presets."""
@@ -54,19 +56,34 @@ def load_scanner(name_or_path: str | Path, mode: str | None = None) -> Scanner:
                 f"{text!r} is neither; choose one of these"
             )
         source = f"file {path.name!r}"
-        content = path.read_text("utf-8")
+        content = _read_text(path)
     try:
         table = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is a ValueError
         raise InputError(
-            f"scanner {source} must be TOML, but it is not: {error}; correct that line"
+            f"scanner {source} must be TOML, but it is not: {str(error)[:120]}; correct that "
+            "line"
         ) from None
     return _scanner_from_table(table, source, mode)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"a scanner file must be a readable text, but {path.name!r} is not: "
+            f"{str(error)[:120]}; correct it or compare it with a preset"
+        ) from None
 
 
 def _scanner_from_table(table: dict[str, Any], source: str, mode: str | None) -> Scanner:
     try:
         modes = {str(k): int(v) for k, v in table["modes"].items()}
+        if not modes:
+            raise KeyError("modes")
         chosen = mode or str(table.get("default_mode", next(iter(modes))))
         if chosen not in modes:
             raise InputError(
@@ -100,10 +117,12 @@ def _scanner_from_table(table: dict[str, Any], source: str, mode: str | None) ->
             f"scanner {source} must have the key {error.args[0]!r}, but it is missing; "
             "compare it with a preset"
         ) from None
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
-            f"scanner {source} holds a value of the wrong kind: {error}; "
-            "compare it with a preset"
+            f"scanner {source} must be like a preset, but it holds a value of the wrong kind: "
+            f"{error}; compare it with a preset"
         ) from None
 
 

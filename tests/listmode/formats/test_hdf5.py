@@ -330,7 +330,7 @@ def test_truncated_file_is_refused(tmp_path: Path) -> None:
     write(random_scan(1), tmp_path / "scan.h5")
     whole = (tmp_path / "scan.h5").read_bytes()
     (tmp_path / "part.h5").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"'part\.h5' must be an HDF5 file.*truncated"):
+    with pytest.raises(InputError, match=r"'part\.h5' must be a whole HDF5 file.*truncated"):
         open_listmode(tmp_path / "part.h5")
 
 
@@ -388,7 +388,7 @@ def _spoil(path: Path, name: str, value: object) -> None:
     ("name", "value", "message"),
     [
         ("format", "another", "must be a stillpet listmode file, but it is another kind"),
-        ("format_version", 99, "has layout version 99, but this stillpet reads up to 1"),
+        ("format_version", 99, "must have a layout version up to 1, but it has 99"),
         ("prompts/tick_offset", 10_000, "tick index of prompts must ascend from 0"),
         ("prompts/crystal_a", None, "must follow the stillpet layout, but it is damaged"),
         ("scanner/crystal_ring", None, "must describe its scanner, but its description is"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from listmode.errors import InputError
 from listmode.formats.scanner_file import list_presets, load_scanner
+from tests.strategies import small_scanner
 
 VISION = (resources.files("listmode") / "presets" / "vision600.toml").read_text("utf-8")
 
@@ -55,7 +58,53 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
 
 def test_value_of_a_wrong_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a value of the wrong kind"):
-        _load(tmp_path, VISION.replace("n_blocks = 38", 'n_blocks = "many"'))
+        _load(tmp_path, VISION.replace("doi_mm = ", "doi_mm = [] # "))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("n_blocks = 38", 'n_blocks = "many"', "must have n_blocks of at least 3, but it has"),
+        ("n_blocks = 38", "n_blocks = 3000000", "must have at most 4000000 crystals"),
+        ("n_blocks = 38", "n_blocks = " + "9" * 5000, "must be TOML, but it is not"),
+        ("fov_radius_mm = ", "fov_radius_mm = nan # ", "fov_radius_mm must be a size that"),
+        ("window_kev = [435.0", "window_kev = [inf", "energy_window_kev must be a size that"),
+        ("front_radius_mm = ", "front_radius_mm = nan # ", "must have a positive radius"),
+        ("n_bins = ", "n_bins = 40000 # ", "at least one bin, a positive bin width"),
+    ],
+)
+def test_numbers_that_no_scanner_has_are_refused(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in VISION
+    with pytest.raises(InputError, match=message):
+        _load(tmp_path, VISION.replace(old, new))
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scanner.toml").write_bytes(b"name = \xff\xfe")
+    with pytest.raises(InputError, match=r"must be a readable text, but 'scanner\.toml'"):
+        load_scanner(tmp_path / "scanner.toml")
+    (tmp_path / "scanner.toml").write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(InputError, match="has more than 1048576 bytes"):
+        load_scanner(tmp_path / "scanner.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_rings": 3}, "index slots must lie within 0 and n_rings"),
+        (
+            {"crystal_position_mm": np.full((144, 3), 1e30)},
+            "crystals must lie within 100000 mm",
+        ),
+    ],
+)
+def test_crystals_outside_their_tables_are_refused(
+    change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(small_scanner(), **change)  # type: ignore[arg-type]
 
 
 def test_unknown_key_of_the_layout_is_refused(tmp_path: Path) -> None:
