@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from listmode.errors import InputError
 from recon.image import Volume
 from recon.io import files, sidecar
+from recon.io.bids_keys import making_keys
 from recon.io.nifti import save_volume
 from recon.io.scan_facts import ScanFacts, check_pet
 
@@ -22,76 +22,6 @@ TimeZero is tick zero of the listmode stream; activity is decay-corrected to it.
 made from a union of time windows: FrameDuration is then the time that was used, and the key
 "stillpet" of the sidecar lists the windows.
 """
-
-
-def bids_keys(
-    volume: Volume,
-    facts: ScanFacts,
-    *,
-    mode_of_administration: str = "bolus",
-    manufacturer: str = "unknown",
-) -> dict[str, Any]:
-    """Give the PET-BIDS keys that the plain sidecar of an image does not have.
-
-    Parameters
-    ----------
-    volume
-        Its provenance says how it was reconstructed.
-    facts
-        Times.
-    mode_of_administration, manufacturer
-        What no listmode file says.
-
-    Returns
-    -------
-    dict
-        JSON values. What nobody measured is ``"n/a"``, as PET-BIDS wants it for FDG.
-
-    Notes
-    -----
-    BIDS specification 1.10, Positron Emission Tomography; Norgaard et al., Scientific Data
-    2022;9:65, doi 10.1038/s41597-022-01164-1.
-    """
-    about = volume.provenance
-    scanner = f"{about.get('scanner', 'unknown')} {about.get('scanner_mode', '')}".strip()
-    attenuation = "mu-map at 511 keV" if about.get("has_attenuation") else "none"
-    keys: dict[str, Any] = {
-        "Manufacturer": manufacturer,
-        "ManufacturersModelName": scanner,
-        "TimeZero": facts.zero.strftime("%H:%M:%S"),
-        "ModeOfAdministration": mode_of_administration,
-        "TracerRadionuclide": sidecar.nuclide(facts.protocol.half_life_s) or "unknown",
-        "InjectedMass": "n/a",
-        "InjectedMassUnits": "n/a",
-        "SpecificRadioactivity": "n/a",
-        "SpecificRadioactivityUnits": "n/a",
-        "AttenuationCorrection": attenuation,
-        "ReconMethodImplementationVersion": f"stillpet {metadata.version('stillpet')}",
-        **_recon_keys(about.get("osem")),
-    }
-    if facts.start is None:
-        keys["TimeZeroIsFictional"] = True
-    return keys
-
-
-def _recon_keys(osem: dict[str, Any] | None) -> dict[str, Any]:
-    if osem is None:
-        return {
-            "ReconMethodName": "unknown",
-            "ReconMethodParameterLabels": ["none"],
-            "ReconFilterType": "none",
-        }
-    filter_mm = float(osem.get("post_filter_fwhm_mm", 0.0))
-    keys: dict[str, Any] = {
-        "ReconMethodName": "listmode TOF-OSEM" if osem.get("use_tof") else "listmode OSEM",
-        "ReconMethodParameterLabels": ["iterations", "subsets", "psf_fwhm"],
-        "ReconMethodParameterUnits": ["none", "none", "mm"],
-        "ReconMethodParameterValues": [
-            osem["n_iterations"], osem["n_subsets"], osem.get("psf_fwhm_mm", 0.0),
-        ],
-        "ReconFilterType": "Gaussian" if filter_mm else "none",
-    }  # fmt: skip
-    return keys | ({"ReconFilterSize": filter_mm} if filter_mm else {})
 
 
 def save_bids(
@@ -117,7 +47,7 @@ def save_bids(
     subject, session, reconstruction
         Labels: letters and digits. Never a patient's name.
     mode_of_administration, manufacturer
-        See :func:`bids_keys`.
+        See :func:`~recon.io.bids_keys.making_keys`.
 
     Returns
     -------
@@ -140,9 +70,9 @@ def save_bids(
                 f"a BIDS label must have letters and digits only, but {entity}-{label} has "
                 "others or none; choose another"
             )
-    keys = bids_keys(
-        volume,
-        facts,
+    keys = making_keys(
+        volume.provenance,
+        start=facts.start,
         mode_of_administration=mode_of_administration,
         manufacturer=manufacturer,
     )

@@ -14,10 +14,8 @@ from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from recon.image import Volume
 from recon.io import sidecar
+from recon.io.bids_keys import UNKNOWN_START
 from recon.io.nifti import read_sidecar
-
-UNKNOWN_START = datetime(2000, 1, 1, 12)  # a scanner's clock has no time zone
-"""Stands for tick zero where the date is unknown or not to be told; differences stay exact."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from listmode.errors import InputError
 from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from recon.image import Volume
+from recon.io.bids_keys import making_keys
 
 OWN_KEY = "stillpet"
 PURPOSE = "For research, not a medical device."
@@ -50,8 +51,8 @@ def make_sidecar(
         ``provenance["protocol"]`` (fields of :class:`~listmode.source.ScanProtocol`) and
         ``provenance["windows_ms"]`` (pairs) stand in if they are there.
     bids
-        Further PET-BIDS keys that the caller knows (``ReconMethodName``,
-        ``AttenuationCorrection``, ``ManufacturersModelName``, ...); they win.
+        Further PET-BIDS keys that the caller knows (``TimeZero``, ``Manufacturer``, ...); they
+        win.
 
     Returns
     -------
@@ -67,6 +68,7 @@ def make_sidecar(
         sidecar |= {"Modality": "PT", "DecayCorrected": True, "ImageDecayCorrectionTime": 0.0}
         sidecar |= {"ImageDecayCorrected": True, "ScanStart": 0.0}
         sidecar["AcquisitionMode"] = "list mode"
+        sidecar |= making_keys(volume.provenance)
     if protocol is None:
         protocol = _protocol_from(volume.provenance)
     if windows is None:
@@ -101,7 +103,7 @@ def _protocol_keys(protocol: ScanProtocol) -> dict[str, Any]:
     activity = protocol.injected_activity_bq
     keys: dict[str, Any] = {
         "TracerName": protocol.tracer,
-        "TracerRadionuclide": nuclide(protocol.half_life_s),
+        "TracerRadionuclide": nuclide(protocol.half_life_s) or "unknown",
         "RadionuclideHalfLife": protocol.half_life_s,  # not BIDS: DICOM's name
         "InjectedRadioactivity": None if activity is None else activity / 1e6,
         "InjectedRadioactivityUnits": None if activity is None else "MBq",

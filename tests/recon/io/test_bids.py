@@ -14,7 +14,7 @@ from bidsschematools.schema import load_schema
 from listmode.errors import InputError
 from recon.image import Volume
 from recon.io.bids import save_bids
-from recon.io.nifti import load_volume
+from recon.io.nifti import load_volume, save_volume
 from recon.io.scan_facts import ScanFacts, load_facts
 from tests.recon.io.scenes import GRID, PROTOCOL, WINDOWS, asymmetric, facts
 
@@ -118,7 +118,14 @@ def test_times_and_suv_are_those_of_the_scan(tmp_path: Path) -> None:
     assert about["stillpet"]["suv_per_bq_ml"] == pytest.approx(
         about["BodyWeight"] * 1e3 / decayed
     )
-    assert "TimeZeroIsFictional" not in about
+    assert about["TimeZeroIsFictional"] is False
+
+
+def test_the_plain_sidecar_of_an_image_has_every_required_key_too(tmp_path: Path) -> None:
+    save_volume(tmp_path / "a.nii.gz", asymmetric(), protocol=PROTOCOL, windows=WINDOWS)
+    about = about_of(tmp_path / "a.nii.gz")
+    assert keys_at("required", *GROUPS) - set(about) == set()
+    assert about["TimeZeroIsFictional"] is True
 
 
 def test_an_unknown_start_is_said_to_be_fiction(tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from listmode.errors import InputError
 from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from recon.image import Volume
+from recon.io.bids_keys import UNKNOWN_START
 from recon.io.dicom import save_dicom
 from recon.io.dicom_folder import position_of
 from recon.io.dicom_tags import SCANNER_FROM_PATIENT, Identity, SeriesPlace
 from recon.io.nifti import save_volume
-from recon.io.scan_facts import UNKNOWN_START, ScanFacts
+from recon.io.scan_facts import ScanFacts
 from tests.recon.io.scenes import GRID, PROTOCOL, START, WINDOWS, asymmetric, facts
 
 sitk: Any = SimpleITK  # its functions have no types
