@@ -19,6 +19,7 @@ from recon.image import F64
 from recon.io.dicom_folder import NEEDED, position_of, quiet, read_headers
 
 MAX_TILT = 1e-3  # rad, as for NIfTI
+MAX_PIXELS = 4096 * 4096  # in a slice: a damaged size would ask for any amount of memory
 MAX_UNEVEN_MM = 0.05  # vendors round positions to 0.01 mm or so
 AIR_HU = -1000.0
 
@@ -115,6 +116,7 @@ def read_series(folder: Path, modality: str, progress: Progress = SILENT) -> Ser
     for number, ds in enumerate(headers, start=1):
         _check_header(ds, number, len(headers))
     _check_alike(headers)
+    _check_size(headers[0])
     row, column = _directions(headers[0])
     order, positions = _order(headers)
     headers, paths = [headers[i] for i in order], [paths[i] for i in order]
@@ -184,6 +186,15 @@ def _check_alike(headers: Sequence[Dataset]) -> None:
                 f"all slices must have one {keyword}, but they have {len(values)} different; "
                 "give the slices of one reconstruction"
             )
+
+
+def _check_size(ds: Dataset) -> None:
+    spacing = [float(v) for v in ds.PixelSpacing]
+    if len(spacing) != 2 or min(spacing) <= 0.0 or not 0 < ds.Rows * ds.Columns <= MAX_PIXELS:
+        raise InputError(
+            "slices must have a positive pixel spacing and up to 4096 x 4096 pixels, but they "
+            f"have {ds.Rows} x {ds.Columns} of {spacing} mm; export the series again"
+        )
 
 
 def _directions(ds: Dataset) -> tuple[float, float]:

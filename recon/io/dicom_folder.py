@@ -108,9 +108,9 @@ def _header(path: Path, where: str) -> Dataset | None:
         if "SeriesInstanceUID" in ds and "Modality" in ds:
             for keyword in TEXTS:  # a value is parsed when it is asked for first
                 ds.get(keyword)
-            for keyword in NUMBERS:
-                np.asarray(ds.get(keyword) or 0, dtype=np.float64)
-            return ds
+            numbers = [np.asarray(ds.get(word) or 0, dtype=np.float64) for word in NUMBERS]
+            if all(np.isfinite(number).all() for number in numbers):
+                return ds
     except InvalidDicomError:
         return None
     except Exception:  # a damaged file breaks the parser in many ways

@@ -60,7 +60,7 @@ class ScanFacts:
         Notes
         -----
         ``2**(t / T)`` is :attr:`decay_factor`. For one window it is its start plus the average
-        count rate time that DICOM PS3.3, C.8.9.4.1.5 describes for ``FrameReferenceTime``.
+        count rate time that DICOM PS3.3, C.8.9.4 describes for ``FrameReferenceTime``.
         """
         return self.protocol.half_life_s * math.log2(self.decay_factor)
 

@@ -168,7 +168,7 @@ def test_frame_reference_time_is_when_the_activity_equals_its_mean(series: Path)
 
 
 def test_frame_reference_time_of_one_window_is_the_average_count_rate_time() -> None:
-    """T_ave = 1/lambda ln(lambda T / (1 - exp(-lambda T))): DICOM PS3.3, C.8.9.4.1.5."""
+    """T_ave = 1/lambda ln(lambda T / (1 - exp(-lambda T))): DICOM PS3.3, C.8.9.4."""
     one = ScanFacts(PROTOCOL, Windows([300_000], [1_500_000]))
     rate = np.log(2.0) / 6586.2
     average = np.log(rate * 1200.0 / (1.0 - np.exp(-rate * 1200.0))) / rate

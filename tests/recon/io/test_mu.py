@@ -240,6 +240,8 @@ def test_refuses_a_folder_of_mixed_series(tmp_path: Path) -> None:
         ({"ImageOrientationPatient": [0.9998, 0.02, 0, -0.02, 0.9998, 0]}, "must be axial"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "is a localizer"),
         ({"NumberOfFrames": 7}, "must hold one slice"),
+        ({"PixelSpacing": [0.0, 2.0]}, "must have a positive pixel spacing"),
+        ({"PixelSpacing": [2.0, -2.0]}, "must have a positive pixel spacing"),
     ],
 )
 def test_refuses_what_cannot_become_a_map(
@@ -377,3 +379,38 @@ def test_reads_the_position_from_old_and_new_codes(
     ds.PatientOrientationCodeSequence = [lying]
     ds.PatientGantryRelationshipCodeSequence = [first]
     assert position_of(ds) == position
+
+
+def test_refuses_slices_too_large_to_be_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recon.io.ct.MAX_PIXELS", 95 * 80)
+    with pytest.raises(InputError, match="up to 4096 x 4096 pixels, but they have 80 x 96"):
+        load_ct(write_ct(tmp_path / "ct", body_hu()[:, :, :2]))
+
+
+def test_a_damaged_file_is_refused_or_harmless(tmp_path: Path) -> None:
+    """200 seeded damages of one slice: bits, cuts, repeats, lengths. No other error, ever."""
+    rng = np.random.default_rng(20261125)
+    folder = write_ct(tmp_path / "ct", body_hu()[40:72, 30:62, 10:13])
+    x, y, z = ORIGIN_MM + STEP_MM * [16, 16, 1]
+    path = folder / "0002.dcm"
+    good = path.read_bytes()
+    n_refused = 0
+    for _ in range(200):
+        bad, at = bytearray(good), int(rng.integers(1400))
+        match rng.integers(4):
+            case 0:
+                bad[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                del bad[at:]
+            case 2:
+                bad[at:at] = bad[at : at + int(rng.integers(1, 64))]
+            case _:
+                bad[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b" nan"])
+        path.write_bytes(bytes(bad))
+        try:
+            make_mu(load_ct(folder), Placement((x, y, z)), voxel_mm=8.0)
+        except InputError:
+            n_refused += 1
+    assert 60 < n_refused < 200
