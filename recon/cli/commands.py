@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from listmode.formats import open_listmode
+from listmode.source import Listmode
 from listmode.windows import Windows
 from recon.cli import console, files, text
 from recon.cli.options import (
@@ -27,6 +28,7 @@ from recon.cli.options import (
     Penalty,
     PosesFile,
     PsfMm,
+    Register,
     Resume,
     ScanFile,
     SettingsFile,
@@ -44,6 +46,7 @@ from recon.image import Volume
 from recon.io.nifti import load_volume, save_volume
 from recon.io.poses import load_poses
 from recon.io.tables import save_hotspots, save_json
+from recon.motion import Poses
 from recon.penalty import RelativeDifference
 from recon.pipeline import demo as demonstration
 from recon.pipeline import images, measure, scan
@@ -111,6 +114,14 @@ def _recon_settings(
 
 def _load_mu(path: Path | None) -> Volume | None:
     return None if path is None else load_volume(path, "1/cm")
+
+
+def _load_course(path: Path | None, listmode: Listmode, windows: Windows) -> Poses | None:
+    if path is None:
+        return None
+    if path == Path("bed"):
+        return motion_stage.recorded_poses(listmode, windows)
+    return load_poses(path, windows)
 
 
 def _load_labels(path: Path | None) -> LabelMap | None:
@@ -188,7 +199,7 @@ def recon(
         with open_listmode(file) as listmode, resuming(folder, is_wanted=resume) as states:
             chosen = listmode.extent if windows is None else Windows.parse(windows)
             images.check_events(listmode, chosen)
-            course = None if poses is None else load_poses(poses, chosen)
+            course = _load_course(poses, listmode, chosen)
             n_threads = count_threads(threads)
             cost = images.estimate_run(listmode, chosen, settings, n_threads)
             run.say(text.cost_line(cost))
@@ -268,6 +279,7 @@ def run_command(
     scatter: UseScatter = True,
     randoms: UseRandoms = True,
     correct_motion: CorrectMotion = True,
+    register: Register = False,
     penalty: Penalty = None,
     bootstrap: BootstrapN = None,
     resume: Resume = True,
@@ -296,7 +308,7 @@ def run_command(
         with open_listmode(file) as listmode, resuming(folder, is_wanted=resume) as states:
             result = scan.run_scan(
                 listmode, folder, mu=attenuation, labels=names, windows=chosen,
-                settings=settings, correct_motion=correct_motion,
+                settings=settings, correct_motion=correct_motion, register=register,
                 cache_dir=cache or states, resume_dir=states,
                 threads=count_threads(threads),
                 progress=run.progress, say=run.say,

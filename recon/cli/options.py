@@ -135,13 +135,22 @@ CorrectMotion = Annotated[
         help="Also reconstruct all minutes with the found shifts of the whole body corrected.",
     ),
 ]
+Register = Annotated[
+    bool,
+    typer.Option(
+        "--register/--no-register",
+        help="Look for turns of the body too, by registration of short images of the states "
+        "between its shifts.",
+    ),
+]
 PosesFile = Annotated[
     Path | None,
     typer.Option(
         "--poses",
         metavar="FILE.csv",
         help="Correct for this motion: time_s, x_mm, y_mm, z_mm and, if the patient turned, "
-        "rx_deg, ry_deg, rz_deg or qw, qx, qy, qz; a row holds until the next one.",
+        "rx_deg, ry_deg, rz_deg or qw, qx, qy, qz; a row holds until the next one. 'bed' for "
+        "the moves of bed and gantry that a PETSIRD file holds.",
         show_default=False,
     ),
 ]

@@ -1,6 +1,11 @@
 """Where the patient lay during the scan, and what that makes of the detector."""
 
-from recon.motion.courses import MAX_POSES, poses_from_changes, poses_from_samples
+from recon.motion.courses import (
+    MAX_POSES,
+    poses_from_changes,
+    poses_from_movements,
+    poses_from_samples,
+)
 from recon.motion.detector import move_rays, move_scanner, move_volume
 from recon.motion.poses import Poses, invert, join, rigid
 
@@ -13,6 +18,7 @@ __all__ = [
     "move_scanner",
     "move_volume",
     "poses_from_changes",
+    "poses_from_movements",
     "poses_from_samples",
     "rigid",
 ]

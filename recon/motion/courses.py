@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from listmode.errors import InputError
 from listmode.motion import Changes
 from listmode.windows import Windows
-from recon.motion.poses import Poses, overlap, span_ms
+from recon.motion.poses import Poses, invert, overlap, span_ms
 
 F64 = NDArray[np.float64]
 
@@ -129,3 +129,56 @@ def poses_from_samples(
             f"remain at a tolerance of {tolerance_mm:g} mm; allow a larger one"
         )
     return poses
+
+
+def poses_from_movements(
+    bed: Sequence[tuple[int, F64]],
+    gantry: Sequence[tuple[int, F64]],
+    extent: Windows,
+    *,
+    tolerance_mm: float = 0.5,
+) -> Poses:
+    """Turn recorded moves of the bed and the gantry into poses.
+
+    A move holds until the next one of its kind; before the first one bed and gantry stand at
+    the reference. The patient goes with the bed, and the detector with the gantry.
+
+    Parameters
+    ----------
+    bed
+        When, ms, and the bed's transform from its reference position. Shape (3, 4), mm.
+    gantry
+        When, ms, and the transforms of the parts of the detector. Shape (n_parts, 3, 4), mm.
+    extent
+        The time to cover.
+    tolerance_mm
+        See :meth:`Poses.merged`: a bed that moves steadily comes in small steps.
+
+    Raises
+    ------
+    InputError
+        If parts of the detector move apart, or as :func:`poses_from_samples`.
+    """
+    for time_ms, transforms in gantry:
+        if np.abs(transforms - transforms[:1]).max() > 1e-4:
+            raise InputError(
+                "all parts of the detector must move together to be one pose, but at "
+                f"{time_ms / 1000:g} s they move apart; use only the time before it"
+            )
+    start = span_ms(extent)[0]
+    moves = [(time, move[0]) for time, move in gantry]
+    times = sorted({start, *(t for t, _ in bed), *(t for t, _ in moves)})
+    matrix = np.stack([invert(_latest(moves, t)) @ _latest(bed, t) for t in times])
+    return poses_from_samples(
+        np.array(times) / 1000.0, matrix, extent, tolerance_mm=tolerance_mm,
+        source="bed and gantry",
+    )  # fmt: skip
+
+
+def _latest(moves: Sequence[tuple[int, F64]], time_ms: int) -> F64:
+    """Give the transform that holds at a time: the last one up to then. Shape (4, 4)."""
+    matrix = np.eye(4)
+    for at, move in moves:
+        if at <= time_ms:
+            matrix[:3] = move
+    return matrix

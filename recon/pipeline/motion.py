@@ -9,16 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from listmode.errors import InputError
+from listmode.formats.petsird import PetsirdListmode
 from listmode.motion import MotionResult, analyse_motion
 from listmode.progress import SILENT, Progress
 from listmode.source import Listmode
 from listmode.windows import Windows
+from recon.corrections.randoms import estimate_randoms
 from recon.image import Volume
 from recon.io.tables import save_json, save_table
-from recon.motion import Poses, poses_from_changes
-from recon.settings import Settings
+from recon.motion import Poses, poses_from_changes, poses_from_movements
+from recon.motion.registration import register_rigid
+from recon.osem import OsemSettings, reconstruct
+from recon.pipeline.images import choose_grid
+from recon.scatter_loop import spread_part
+from recon.sensitivity import compute_sensitivity
+from recon.settings import GridSettings, Settings
 
+SHORT_VOXEL_MM = 8.0  # of the short images that are registered
+SHORT_EVENTS = 4_000_000
+SHORT_OSEM = OsemSettings(
+    n_iterations=2, n_subsets=5, psf_fwhm_mm=0.0, n_sensitivity_pairs=4_000_000
+)
+BLADDER_MM = 75.0  # radius about the bladder that registration leaves out: it fills
 LEAST_MU_SHIFT_MM = 1.0  # smaller shifts of the mu-map change nothing that can be seen
 
 
@@ -197,3 +212,96 @@ def find_poses(
         if change.kind not in kinds
     )
     return poses, notes
+
+
+def recorded_poses(listmode: Listmode, windows: Windows) -> Poses:
+    """Give the poses that follow from the moves of bed and gantry that a file holds.
+
+    Raises
+    ------
+    InputError
+        If the file's format holds none, or they cannot be used.
+    """
+    if not isinstance(listmode, PetsirdListmode):
+        raise InputError(
+            "moves of the bed must be in a PETSIRD file, but this file is of the format "
+            f"{listmode.provenance.get('format', 'unknown')!r}; give the poses as a CSV file"
+        )
+    bed, gantry = (
+        [
+            (int(block["timeInterval"]["start"]), np.asarray(block[name], np.float64))
+            for block in listmode.blocks(kind)
+        ]
+        for kind, name in (
+            ("BedMovementTimeBlock", "transform"), ("GantryMovementTimeBlock", "transforms"),
+        )
+    )  # fmt: skip
+    return poses_from_movements(bed, gantry, windows)
+
+
+def register_poses(
+    listmode: Listmode,
+    poses: Poses,
+    *,
+    bladder_mm: ArrayLike | None = None,
+    threads: int = 2,
+    progress: Progress = SILENT,
+) -> Poses:
+    """Find turns as well as shifts: register a short image of each pose to that at rest.
+
+    The images are not corrected for attenuation, so that nothing in them stays with the
+    mu-map; randoms are taken out where the file has delayed events.
+
+    Parameters
+    ----------
+    listmode
+        The scan.
+    poses
+        When the patient lay still, from the trace. One of them is the reference; its windows
+        give the fixed image.
+    bladder_mm
+        Middle of the bladder in the fixed image, x, y, z, mm: it fills, and is left out.
+
+    Returns
+    -------
+    Poses
+        With the same windows.
+
+    Raises
+    ------
+    InputError
+        If no pose is the reference, or one holds too little to register.
+    """
+    at_rest = (poses.scanner_from_reference == np.eye(4)).all(axis=(1, 2))
+    if not at_rest.any():
+        raise InputError(
+            "registration needs a pose that is the reference, but all "
+            f"{len(poses)} differ from it; make one the reference with Poses.relative_to"
+        )
+    grid = choose_grid(listmode.scanner, GridSettings(voxel_mm=SHORT_VOXEL_MM))
+    sensitivity = compute_sensitivity(
+        listmode.scanner, grid, crystal_efficiency=listmode.crystal_efficiency,
+        n_pairs=SHORT_OSEM.n_sensitivity_pairs, threads=threads, progress=progress,
+    )  # fmt: skip
+
+    def image_of(part: Windows) -> Volume:
+        some = spread_part(listmode, part, SHORT_EVENTS)
+        randoms = [estimate_randoms(listmode, some)] if listmode.n_events("delayeds") else []
+        return reconstruct(
+            listmode, some, grid=grid, settings=SHORT_OSEM, additive=randoms,
+            sensitivity=sensitivity, threads=threads, progress=progress,
+        )  # fmt: skip
+
+    keep = np.ones(grid.shape, bool)
+    if bladder_mm is not None:
+        middle = np.asarray(bladder_mm, np.float64)
+        place = [grid.axis_mm(axis) - middle[axis] for axis in range(3)]
+        x, y, z = np.meshgrid(*place, indexing="ij", sparse=True)
+        keep = x**2 + y**2 + z**2 > BLADDER_MM**2
+    fixed = image_of(poses.windows[int(np.argmax(at_rest))])
+    matrix, covariance = poses.scanner_from_reference.copy(), poses.covariance.copy()
+    for k in np.flatnonzero(~at_rest).tolist():
+        moving = image_of(poses.windows[k])
+        fit = register_rigid(fixed, moving, keep=keep, weight=sensitivity.values)
+        matrix[k], covariance[k] = fit.moving_from_fixed, fit.covariance
+    return Poses(matrix, poses.windows, covariance, "registration")

@@ -35,6 +35,7 @@ from recon.pipeline.motion import (
     find_poses,
     fit_mu,
     motion_to_dict,
+    register_poses,
     save_motion,
 )
 from recon.report.build import Story, build_report
@@ -110,6 +111,7 @@ def run_scan(
     windows: Windows | None = None,
     settings: Settings | None = None,
     correct_motion: bool = True,
+    register: bool = False,
     threads: int = 2,
     cache_dir: Path | None = None,
     resume_dir: Path | None = None,
@@ -132,6 +134,8 @@ def run_scan(
         Of all stages.
     correct_motion
         Also reconstruct all the time with the found shifts of the whole body corrected.
+    register
+        Look for turns as well, by registration of short images of the states.
     threads, cache_dir, progress
         As everywhere.
     resume_dir
@@ -175,6 +179,12 @@ def run_scan(
     full = image_of(listmode.extent, "full", mu, None)
     still = image_of(chosen, "still", pose.mu, full.sensitivity if pose.mu is mu else None)
     poses, unmoved = find_poses(listmode, motion, wanted.corrections.mu_time_s)
+    if register and poses.is_moving:
+        is_bladder = motion.reference == "bladder"
+        poses = register_poses(
+            listmode, poses, threads=threads, progress=progress,
+            bladder_mm=motion.trace.reference_mm if is_bladder else None,
+        )  # fmt: skip
     save_poses(folder / "poses.csv", poses)
     images = {"full": full, "still": still}
     if correct_motion and poses.is_moving:

@@ -22,6 +22,7 @@ from recon.motion import (
     move_scanner,
     move_volume,
     poses_from_changes,
+    poses_from_movements,
     poses_from_samples,
     rigid,
 )
@@ -249,6 +250,37 @@ def test_a_sample_holds_until_the_next_one() -> None:
 def test_unusable_courses_are_refused(time_s: Any, z_mm: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         poses_from_samples(list(time_s), course(*z_mm), Windows([0], [100_000]))
+
+
+# ---- from moves of bed and gantry
+
+
+def move(z_mm: float) -> np.ndarray[Any, Any]:
+    return rigid((0, 0, z_mm), (0, 0, 0))[:3]
+
+
+def test_the_patient_goes_with_the_bed_and_against_the_gantry() -> None:
+    poses = poses_from_movements(
+        [(0, move(0)), (2000, move(6)), (6000, move(0))],
+        [(4000, np.stack((move(10), move(10))))],
+        Windows([0], [10_000]),
+    )
+    found = [
+        (a, b, float(poses.scanner_from_reference[pose, 2, 3]))
+        for part, pose in poses.timeline()
+        for a, b in part
+    ]
+    assert found == [(0, 2000, 0), (2000, 4000, 6), (4000, 6000, -4), (6000, 10_000, -10)]
+
+
+def test_before_its_first_move_the_bed_stands_at_the_reference() -> None:
+    poses = poses_from_movements([(500, move(6))], [], Windows([0], [1000]))
+    assert poses.scanner_from_reference[:, 2, 3].tolist() == [0.0, 6.0]
+
+
+def test_a_detector_whose_parts_move_apart_is_refused() -> None:
+    with pytest.raises(InputError, match="must move together to be one pose, but at 3 s"):
+        poses_from_movements([], [(3000, np.stack((move(0), move(1))))], SCAN)
 
 
 # ---- detector and volumes
