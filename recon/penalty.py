@@ -54,13 +54,15 @@ class RelativeDifference:
     voxel size (Nuyts et al., IEEE Trans Nucl Sci 2002;49:56-60, doi 10.1109/TNS.2002.998681);
     ``kappa_j**2 = strength * D (H's)_j``. Iteration 1 is OSEM. After it an update is
     ``x <- x + a P (g - p)`` with the gradients g of the likelihood, estimated from one subset,
-    and p of the penalty, and ``P = x / (D H's + x h)``, h the diagonal of its Hessian:
-    the EM preconditioner and the prior's own like resistors in parallel. No update changes a
-    voxel by more than a factor of 1.5: the ratio of an event that the image cannot explain yet
-    has no bound.
-    Subsets: BSREM (Ahn, Fessler, IEEE Trans Med Imaging 2003;22:613-626, doi
-    10.1109/TMI.2003.812251), or SVRG with the subset gradients of an anchor image (Twyman et
-    al., IEEE Trans Med Imaging 2023;42:29-41, doi 10.1109/TMI.2022.3203237).
+    and p of the penalty, and ``P = x / (D H's + 2 x h)``, h the diagonal of its Hessian:
+    the EM preconditioner and the prior's own like resistors in parallel (the curvature of a
+    chequerboard is twice the diagonal's). No update changes a voxel by more than a factor of
+    1.5: the ratio of an event that the image cannot explain yet has no bound. Before
+    the first such update voxels are lifted to epsilon: a subset without an event near a voxel
+    has left it at 0, where it would stay. Subsets: BSREM (Ahn, Fessler, IEEE Trans Med Imaging
+    2003;22:613-626, doi 10.1109/TMI.2003.812251), or SVRG with the subset gradients of an
+    anchor image (Twyman et al., IEEE Trans Med Imaging 2023;42:29-41, doi
+    10.1109/TMI.2022.3203237).
     """
 
     strength: float = 0.05
@@ -68,7 +70,7 @@ class RelativeDifference:
     epsilon_bq_ml: float = 1.0
     method: Method = "svrg"
     first_step: float = 1.0
-    relaxation: float = 0.1
+    relaxation: float = 0.2
 
     def __post_init__(self) -> None:
         if not (self.strength > 0 and self.gamma >= 0 and self.epsilon_bq_ml > 0):
@@ -84,7 +86,7 @@ class RelativeDifference:
         if not (0 < self.first_step <= 2 and self.relaxation >= 0):
             raise InputError(
                 "the first step must lie in (0, 2] and the relaxation be 0 or more, but they "
-                f"are {self.first_step:g} and {self.relaxation:g}; 1 and 0.1 are usual"
+                f"are {self.first_step:g} and {self.relaxation:g}; 1 and 0.2 are usual"
             )
 
     def __call__(self, problem: Problem) -> Iterator[Volume]:
@@ -204,6 +206,8 @@ def ascend(problem: Problem, settings: RelativeDifference) -> Iterator[Volume]:
     while step < n_iterations * n_subsets:
         iteration = step // n_subsets
         n_unexplained = n_unexplained if step % n_subsets else 0
+        if step == n_subsets:
+            image = np.maximum(image, np.float32(settings.epsilon_bq_ml) * (expected > 0))
         if settings.method == "svrg" and step % n_subsets == 0 and iteration % 2 == 1:
             anchor = _Anchor(problem, image)
         with progress_of(problem, step) as stage:
@@ -244,7 +248,7 @@ def _climb(
 ) -> F32:
     """Take one preconditioned step; voxels where nothing is seen stay zero."""
     slope, curvature = prior.slopes(image, threads)
-    below = expected + image * curvature
+    below = expected + 2 * image * curvature
     change = np.divide(
         np.float32(size) * (ratio - expected - slope), below, out=np.zeros_like(image),
         where=expected > 0,
