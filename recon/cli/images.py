@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 TARGETS = ("dicom", "bids", "interfile")
+NO_ATTENUATION = (
+    "the image does not say that it was corrected for attenuation: viewers may refuse an SUV"
+)
 
 
 @contextmanager
@@ -201,10 +204,9 @@ def export(
                 find=find, run=run,
             )  # fmt: skip
         factor = facts.protocol.suv_per_bq_ml
-        run.finish(
-            {"files": files, "suv_per_bq_ml": factor},
-            [f"{name} is written" for name in files] + [f"SUV = Bq/mL × {factor:.6g}"],
-        )
+        lines = [f"{name} is written" for name in files] + [f"SUV = Bq/mL × {factor:.6g}"]
+        notes = [] if volume.provenance.get("has_attenuation") else [NO_ATTENUATION]
+        run.finish({"files": files, "suv_per_bq_ml": factor, "notes": notes}, lines + notes)
 
 
 def _to_interfile(image: Path, volume: Volume, folder: Path, flavour: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -232,7 +233,7 @@ def _add_orientation(ds: Dataset, place: SeriesPlace) -> None:
 def _add_corrections(ds: Dataset, volume: Volume, facts: ScanFacts) -> None:
     """Name the corrections that the image says were done, and no other."""
     about = volume.provenance
-    additive = about.get("additive", [])
+    has_scatter, has_randoms = _additive(about.get("additive", []))
     done = ["DECY"]
     if "osem" in about:
         done.append("NORM")
@@ -243,15 +244,26 @@ def _add_corrections(ds: Dataset, volume: Volume, facts: ScanFacts) -> None:
     if about.get("has_attenuation"):
         done.append("ATTN")
         ds.AttenuationCorrectionMethod = "mu-map at 511 keV"
-    if "ScatterModel" in additive:
+    if has_scatter:
         done.append("SCAT")
         ds.ScatterCorrectionMethod = "single scatter, with TOF"
-    if "RandomsModel" in additive:
+    if has_randoms:
         done.append("RAN")
-    ds.RandomsCorrectionMethod = "DLYD" if "RandomsModel" in additive else "NONE"
+    if about.get("motion"):
+        done.append("MOTN")
+    ds.RandomsCorrectionMethod = "DLYD" if has_randoms else "NONE"
     ds.CorrectedImage = done
     ds.DecayCorrection = "START"
     ds.DecayFactor = decimal(facts.decay_factor)
+
+
+def _additive(names: Sequence[str]) -> tuple[bool, bool]:
+    """Say whether scatter and randoms were corrected, from the names of the models.
+
+    Models that follow the patient's poses have one name for both kinds: two are both.
+    """
+    is_both = len(names) == 2
+    return is_both or "ScatterModel" in names, is_both or "RandomsModel" in names
 
 
 def _add_dose(ds: Dataset, facts: ScanFacts) -> None:

@@ -58,9 +58,17 @@ def test_export_makes_a_series_that_knows_its_suv(image: Path, tmp_path: Path) -
     about = json.loads(result.stdout)
     assert about["files"] == ["still ä_dicom"]
     assert about["suv_per_bq_ml"] == PROTOCOL.suv_per_bq_ml
+    assert about["notes"] == []
     slices = sorted((tmp_path / "o" / "still ä_dicom").iterdir())
     assert len(slices) == GRID.shape[2]
     assert pydicom.dcmread(slices[0]).PatientIdentityRemoved == "YES"
+
+
+def test_export_says_that_attenuation_was_not_corrected(tmp_path: Path) -> None:
+    bare = Volume(asymmetric().values, GRID, "Bq/mL")
+    save_volume(tmp_path / "a.nii", bare, protocol=PROTOCOL, windows=WINDOWS)
+    result = _call("export", tmp_path / "a.nii", "--to", "dicom", "-o", tmp_path)
+    assert "viewers may refuse an SUV" in result.stdout
 
 
 def test_what_the_command_line_says_wins(image: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from recon.io.dicom_folder import position_of
 from recon.io.dicom_tags import SCANNER_FROM_PATIENT, Identity, SeriesPlace
 from recon.io.nifti import save_volume
 from recon.io.scan_facts import ScanFacts
-from tests.recon.io.scenes import GRID, PROTOCOL, START, WINDOWS, asymmetric, facts
+from tests.recon.io.scenes import GRID, PROTOCOL, PROVENANCE, START, WINDOWS, asymmetric, facts
 
 sitk: Any = SimpleITK  # its functions have no types
 
@@ -219,6 +219,10 @@ def test_corrections_are_named_as_they_were_done(series: Path, tmp_path: Path) -
     assert list(ds.CorrectedImage) == ["DECY", "NORM", "ATTN", "SCAT", "RAN"]
     assert ds.ReconstructionMethod == "TOF-OSEM 4i5s"
     assert ds.RandomsCorrectionMethod == "DLYD"
+    moved = {**PROVENANCE, "motion": {"poses": 2}, "additive": ["ByPose", "ByPose"]}
+    save_dicom(tmp_path / "m", Volume(asymmetric().values, GRID, "Bq/mL", moved), facts())
+    done = list(read_slices(tmp_path / "m")[0].CorrectedImage)
+    assert done == ["DECY", "NORM", "ATTN", "SCAT", "RAN", "MOTN"]
     bare = Volume(asymmetric().values, GRID, "Bq/mL", {})
     save_dicom(tmp_path / "s", bare, facts())
     ds = read_slices(tmp_path / "s")[0]
