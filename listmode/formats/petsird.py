@@ -15,11 +15,13 @@ from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.formats import _kernels, _yardl
 from listmode.formats._mapped import MappedListmode, map_file
+from listmode.formats._petsird_blocks import describe_blocks
 from listmode.formats._petsird_scanner import build_detector, read_protocol
 from listmode.formats._scanner_text import read_description
 from listmode.source import I64, Stream
 
 _RUN_EVENTS = 1 << 16
+_MAX_DESCRIBED = 2_000  # blocks of a kind that are summed up when a file is opened
 _STREAMS: tuple[Stream, Stream] = ("prompts", "delayeds")
 _BLOCK, _STREAM, _PAIR, _OFFSET, _N_RAW, _N_VALID = range(6)
 
@@ -29,8 +31,9 @@ class PetsirdListmode(MappedListmode):
 
     Windows hold a time block if they hold its first millisecond. Pairs are put in canonical
     order; PETSIRD's TOF index rises with ``t_0 - t_1`` and goes along. Delayeds are a stream;
-    singles, triples, energy bins, bed and gantry moves and signals are not carried, but
-    ``notes`` counts them and :meth:`blocks` yields those that are not events.
+    singles, triples and energy bins of events are not carried. Neither are bed and gantry
+    moves, dead time, singles' histograms and signals, but ``notes`` sums them up and
+    :meth:`blocks` yields them.
 
     Parameters
     ----------
@@ -183,12 +186,18 @@ class PetsirdListmode(MappedListmode):
             f"time blocks of {int(length.min())}-{int(length.max())} ms: events have no finer "
             "time"
         ]
-        notes += [
-            f"{n} blocks of {name} are not carried"
-            for name, n in zip(names, counts.tolist(), strict=True)
-            if n and name != "EventTimeBlock"
-        ]
+        for name, n in zip(names, counts.tolist(), strict=True):
+            if n and name != "EventTimeBlock":
+                said = describe_blocks(name, self._some_blocks(name))
+                notes.append(f"{n} blocks of {name} are not carried{said}")
         return notes
+
+    def _some_blocks(self, kind: str) -> list[dict[str, Any]]:
+        """Decode a kind of block, or as many as are decoded at once; none if one is damaged."""
+        try:
+            return self._decode_blocks(kind, _MAX_DESCRIBED)
+        except (_yardl.Truncated, InputError):
+            return []
 
     def blocks(self, kind: str) -> list[dict[str, Any]]:
         """Decode the blocks of a kind other than events, such as ``"BedMovementTimeBlock"``.
@@ -211,7 +220,11 @@ class PetsirdListmode(MappedListmode):
                 f"a kind of time block must be one of {', '.join(others)}, but {kind!r} was "
                 "asked for; choose one of these"
             )
-        chosen = self._blocks[self._blocks[:, 0] == names.index(kind)]
+        return self._decode_blocks(kind, len(self._blocks))
+
+    def _decode_blocks(self, kind: str, n_most: int) -> list[dict[str, Any]]:
+        names = [child.name for child in self._block_type.children]
+        chosen = self._blocks[self._blocks[:, 0] == names.index(kind)][:n_most]
         return [
             _yardl.Decoder(self._data, int(at)).value(self._block_type)[1]
             for at in chosen[:, 3]

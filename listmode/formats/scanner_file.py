@@ -87,8 +87,8 @@ def _scanner_from_table(table: dict[str, Any], source: str, mode: str | None) ->
         chosen = mode or str(table.get("default_mode", next(iter(modes))))
         if chosen not in modes:
             raise InputError(
-                f"scanner {source} knows the modes {', '.join(modes)}, but {chosen!r} was "
-                "asked for; choose one of these"
+                f"a mode must be the scanner's own: {source} knows the modes "
+                f"{', '.join(modes)}, but {chosen!r} was asked for; choose one of these"
             )
         layout = dict(table["layout"])
         layout["first_block_rad"] = math.radians(layout.pop("first_block_deg", 0.0))

@@ -17,6 +17,7 @@ import pytest
 
 from listmode.errors import InputError
 from listmode.formats import _kernels, _yardl, open_listmode
+from listmode.formats._petsird_blocks import describe_blocks
 from listmode.formats._petsird_scanner import (
     mean_depth_mm,
     read_protocol,
@@ -166,13 +167,64 @@ def test_rich_file_keeps_all_its_events_and_says_what_it_leaves_out(outside_data
     said = " ".join(read.notes)
     assert "2 types of modules" in said
     assert "TOF is left out: the 3 pairs of module types have 3 sets of TOF bins" in said
-    assert "4 blocks of GantryMovementTimeBlock are not carried" in said
+    assert "4 blocks of GantryMovementTimeBlock are not carried; none of them moves" in said
+    assert "BedMovementTimeBlock are not carried: they move by up to 6.0 mm" in said
+    assert "ExternalSignalTimeBlock are not carried: 100 values of 1 signals, -0.15" in said
     assert "someID" not in said + " ".join(read.defects) + repr(read.protocol)
     assert len(read.blocks("BedMovementTimeBlock")) == 4
     trace = read.blocks("ExternalSignalTimeBlock")
     assert len(trace) == 20
     assert trace[0]["timeInterval"] == {"start": 0, "stop": 50}
     assert trace[0]["signalValues"][1] == pytest.approx(0.0333272, abs=1e-6)
+
+
+def pose(z_mm: float) -> dict[str, Any]:
+    """Make the transformation of a shift along the axis."""
+    return {"matrix": np.column_stack((np.eye(3), [0.0, 0.0, z_mm]))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks", "said"),
+    [
+        (
+            "BedMovementTimeBlock",
+            [{"transform": pose(z)["matrix"]} for z in (4.0, 4.0, -3.5)],
+            ": they move by up to 7.5 mm, and events stay where they were recorded",
+        ),
+        (
+            "GantryMovementTimeBlock",
+            [{"transforms": np.stack([pose(0)["matrix"]] * 2)}] * 3,
+            "; none of them moves",
+        ),
+        (
+            "DeadTimeTimeBlock",
+            [
+                {"aliveTimeFractions": {"modulePairAliveTimeFractions": [[np.array([f, 1.0])]]}}
+                for f in (0.9, 0.92)
+            ],
+            ": pairs of modules are alive for 0.900-1.000 of the time (mean 0.955), and "
+            "activities are not corrected for that",
+        ),
+        (
+            "SinglesHistogramTimeBlock",
+            [
+                {
+                    "singlesPerSinglesUnitHistogram": [np.array([[30, 20]]), np.array([50])],
+                    "timeInterval": {"start": 0, "stop": 20},
+                }
+            ],
+            ": 5e+03 singles/s in all",
+        ),
+        ("ExternalSignalTimeBlock", [{"signalID": 1, "signalValues": np.array([np.nan])}], ""),
+        ("BedMovementTimeBlock", [{"other": 1}], ""),
+        ("BedMovementTimeBlock", [], ""),
+        ("NewTimeBlock", [{}], ""),
+    ],
+)
+def test_blocks_that_are_not_carried_are_summed_up(
+    kind: str, blocks: list[dict[str, Any]], said: str
+) -> None:
+    assert describe_blocks(kind, blocks) == said
 
 
 @pytest.mark.outside
