@@ -122,8 +122,9 @@ def _run_child(
 def advance(state: State, last: int, *, boundscheck: bool = False) -> None:
     """Run the next batch of a run, up to case ``last`` or to a case that ends the process.
 
-    HDF5 may end it: its library crashes over some files, and the reader's own child process is
-    there to take that. Such a case runs once more with that child, and must be refused.
+    HDF5 and ROOT may end it: a library crashes or hangs over some files, and the reader's own
+    child process is there to take that. Such a case runs once more with that child, and must
+    be refused.
     """
     start = time.perf_counter()
     code, text, case = _run_child(state, (state.done, last), boundscheck=boundscheck)
@@ -131,7 +132,7 @@ def advance(state: State, last: int, *, boundscheck: bool = False) -> None:
         if case > state.done:  # count again what went well before it
             advance(state, case, boundscheck=boundscheck)
         last = case + 1
-        if state.reader == "hdf5":
+        if state.reader in ("hdf5", "gate"):
             code, text, _ = _run_child(
                 state, (case, last), boundscheck=boundscheck, is_sandboxed=True
             )

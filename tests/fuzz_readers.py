@@ -134,6 +134,17 @@ def make_castor_plain(folder: Path) -> Seed:
     return Seed(folder / "scan.cdh", targets, truth=_truth(scan))
 
 
+def make_gate(folder: Path) -> Seed:
+    """Write a small GATE file with its map; needs the extra ``gate``."""
+    from tests.listmode.formats import test_gate
+
+    path = test_gate.write(folder, test_gate.toy(1, n=40).columns)
+    words: list[Change] = [mutations.flip_bits, mutations.damage_bytes, mutations.cut]
+    text: list[Change] = [mutations.damage_text, mutations.damage_bytes]
+    targets = {path: words, folder / "scan.gate.toml": text}
+    return _with_own_truth(Seed(path, targets))
+
+
 def make_scanner(folder: Path) -> Seed:
     """Write a scanner description."""
     path = folder / "scanner.toml"
@@ -184,6 +195,7 @@ SEEDS: dict[str, Callable[[Path], Seed]] = {
     "castor": make_castor,
     "castor-plain": make_castor_plain,
     "scanner": make_scanner,
+    "gate": make_gate,
 }
 
 
@@ -200,8 +212,9 @@ def _with_own_truth(seed: Seed) -> Seed:
 def run_case(seed: Seed, rng: np.random.Generator, *, is_sandboxed: bool = False) -> Outcome:
     """Damage one file of a seed, read it all, and put it back.
 
-    HDF5 is walked through in this process, as the child process of the reader does, since
-    100,000 children would take hours; ``is_sandboxed`` has the reader start its child.
+    HDF5 is walked through in this process, as the child process of the reader does, and ROOT is
+    opened at once, since 100,000 children would take hours; ``is_sandboxed`` has the reader
+    start its child.
 
     Raises
     ------
@@ -244,6 +257,11 @@ def read_all(
 
 
 def _open(path: Path) -> Listmode:
+    if path.suffix == ".root":
+        from listmode.formats._gate_map import load_gate_map
+        from listmode.formats.gate import GateListmode
+
+        return GateListmode(path, load_gate_map(path.with_name("scan.gate.toml")))
     if path.suffix != ".h5":
         return open_listmode(path)
     try:
