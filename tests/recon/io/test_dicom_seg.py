@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,18 @@ def test_no_required_attribute_is_missing(series: Path, tmp_path: Path) -> None:
             assert attribute["keyword"] in ds
             if attribute["type"] == "1":
                 assert ds[attribute["keyword"]].value not in (None, "", [])
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+@pytest.mark.parametrize("position", SCANNER_FROM_PATIENT)
+def test_an_independent_validator_finds_no_error(tmp_path: Path, position: str) -> None:
+    place = SeriesPlace(patient_position=position)
+    save_dicom(tmp_path / "pet", asymmetric(), facts(start=None), place=place)
+    save_seg(tmp_path / "seg.dcm", hotspots(), tmp_path / "pet", regions=["liver", ""])
+    for path in (tmp_path / "pet" / "PT00003.dcm", tmp_path / "seg.dcm"):
+        command = ["dciodvfy", str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "Error" not in said.stdout + said.stderr
 
 
 def test_names_the_patient_only_where_the_series_does(tmp_path: Path, series: Path) -> None:
