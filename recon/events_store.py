@@ -148,7 +148,7 @@ def store_events(
             n_outside += key.size - inside.size
             stage.advance(key.size)
         first = np.concatenate(([0], np.cumsum(counts)))
-        folder, columns = _columns(int(first[-1]), memory_bytes)
+        folder, columns = make_columns(int(first[-1]), memory_bytes)
         cursor = first[:-1].copy()
         keyed = _keyed(listmode, parts, plan, n_subsets, threads, chunk)
         for batch, moved, pose, key in ahead(keyed):
@@ -216,7 +216,7 @@ def _in_pose(batch: EventBatch, offset: int) -> EventBatch:
     return EventBatch(crystal_a, crystal_b, batch.tof_bin)
 
 
-def _columns(
+def make_columns(
     n: int, memory_bytes: int
 ) -> tuple[tempfile.TemporaryDirectory[str] | None, Sequence[NDArray[Any]]]:
     """Make room for n events, in memory or in a temporary folder."""

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -420,11 +420,13 @@ def prepare(
     threads: int = 2,
     cache_dir: Path | None = None,
     resume_dir: Path | None = None,
+    store: EventsStore | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[Problem]:
     """Compute all factors and order the events; the events are given back at the end.
 
-    Parameters and errors as for :func:`reconstruct`.
+    Parameters and errors as for :func:`reconstruct`; a ``store`` that the caller has ordered is
+    taken as it is, and left to the caller.
     """
     settings = settings or OsemSettings()
     begun = time.perf_counter()
@@ -461,12 +463,17 @@ def prepare(
     calibration = calibration_s(listmode.protocol, windows)
     rays = RayModel.make(grid, listmode.scanner, tof=settings.use_tof, n_sigma=settings.n_sigma)
     rays = move_rays(rays, grid, listmode.scanner, poses)
-    terms = additive_terms(listmode, additive, mu, poses, threads) if additive else None
     sorting = time.perf_counter()
-    with store_events(
-        listmode, windows, TaskPlan(rays), n_subsets=settings.n_subsets, additive=terms,
-        timeline=poses.timeline(), threads=threads, progress=progress,
-    ) as store:  # fmt: skip
+    with ExitStack() as stack:
+        if store is None:
+            terms = additive_terms(listmode, additive, mu, poses, threads) if additive else None
+            store = stack.enter_context(
+                store_events(
+                    listmode, windows, TaskPlan(rays), n_subsets=settings.n_subsets,
+                    additive=terms, timeline=poses.timeline(), threads=threads,
+                    progress=progress,
+                )
+            )  # fmt: skip
         about: dict[str, Any] = {
             "software": f"stillpet {metadata.version('stillpet')}",
             "source": dict(listmode.provenance),

@@ -39,6 +39,7 @@ ORDER = {
         "osem",
         "penalty",
         "bootstrap",
+        "gates",
         "scatter_loop",
         "hotspots",
         "io",
