@@ -54,7 +54,8 @@ def save_interfile(
     -----
     Keys: Interfile 3.3 (Todd-Pokropek, Cradduck, Deconinck, Nucl Med Commun 1992;13:673-699,
     doi 10.1097/00006231-199209000-00007). Axes and offsets: STIR 6, ``DiscretisedDensity.inl``,
-    ``interfile.cxx`` and ``DataSymmetriesForBins_PET_CartesianGrid.cxx``; CASToR 3, ``gInterfile.cc``, ``oProjectionLine.cc``.
+    ``interfile.cxx`` and ``DataSymmetriesForBins_PET_CartesianGrid.cxx``; CASToR 3,
+    ``gInterfile.cc`` and ``oProjectionLine.cc``.
     """
     if flavour not in get_args(Flavour):
         raise InputError(
