@@ -321,7 +321,8 @@ def _efficiency(
     parts = []
     for values, module, n in zip(stored, types, n_energy, strict=False):
         bins = np.asarray(values, np.float64)
-        if bins.size != len(module.centre_mm) * n or not np.isfinite(bins).all():
+        is_right = bool(np.isfinite(bins).all() and (bins >= 0).all())
+        if bins.size != len(module.centre_mm) * n or not is_right:
             notes.append("crystal efficiencies are left out: their number or values do not fit")
             return None
         by_energy = bins.reshape(-1, n)
@@ -341,24 +342,25 @@ def _efficiency(
 def _note_module_pairs(table: Mapping[str, Any], n_types: int, notes: list[str]) -> None:
     """Say which parts of the pair efficiencies a crystal's efficiency cannot carry."""
     apart = total = 0
-    uneven = False
+    found: list[F64] = []
     for i in range(n_types):
         for j in range(i + 1):
             groups = _flat(_cell(table.get("modulePairSGIDLUT"), i, j))
             apart += int((groups < 0).sum())
             total += groups.size
-            for entry in _cell(table.get("modulePairEfficienciesVectors"), i, j) or []:
-                values = _flat(entry["values"])
-                uneven |= bool(values.size and not np.allclose(values, 1.0))
+            groups_of_pairs = _cell(table.get("modulePairEfficienciesVectors"), i, j) or []
+            found += [_flat(group["values"]) for group in groups_of_pairs]
     if apart:
         notes.append(
             f"{apart} of {total} pairs of modules are never in coincidence; the scanner "
             "description holds no such table, so sensitivity counts them"
         )
-    if uneven:
+    values = np.concatenate(found) if found else np.ones(1)
+    if values.size and not np.allclose(values, 1.0):
         notes.append(
-            "the efficiencies of pairs of modules (SGID tables) are not products of crystal "
-            "efficiencies and are left out"
+            "the efficiencies of pairs of crystals within pairs of modules (SGID tables, "
+            f"{values.min():.3g}-{values.max():.3g}) are left out: the model has one factor a "
+            "crystal"
         )
     factor = float(table.get("calibrationFactor") or 1.0)
     if factor != 1.0:
