@@ -137,7 +137,8 @@ def test_suv_from_the_tags_survives_midnights_and_fractions_of_seconds(
     """Times have microseconds: 0.6e-6 s of the shortest half-life here is 3e-10."""
     protocol = replace(PROTOCOL, injection_time_s=injection_s, half_life_s=half_life_s)
     folder = tmp_path_factory.mktemp("s") / "s"
-    one_slice = Volume(np.ones((2, 2, 1)), Grid.centred((2, 2, 1), 3.0), "Bq/mL", PROVENANCE)
+    grid = Grid.centred((2, 2, 1), 3.0)
+    one_slice = Volume(np.ones(grid.shape, np.float32), grid, "Bq/mL", PROVENANCE)
     save_dicom(folder, one_slice, ScanFacts(protocol, WINDOWS, start))
     ds = pydicom.dcmread(next(iter(folder.iterdir())))
     assert qiba_suv_factor(ds) == pytest.approx(protocol.suv_per_bq_ml, rel=1e-8)
