@@ -234,7 +234,7 @@ def train(
             if tune
             else models.DEFAULTS.get(kind, {})
         )
-        fitted = models.fit(kind, params, encoded.values, y, seed)
+        fitted = models.fit(kind, params, encoded.values, y, seed, encoded.columns)
     about = {
         "version": version,
         "feature_set": feature_set,

@@ -177,9 +177,9 @@ def cross_validate(
         if plan.tune:
             owner = cases.patient[train]
             params, threshold = _tune(
-                kind, encoded.values[train], learn[train], owner, plan, seed
+                kind, encoded.values[train], learn[train], owner, plan, seed, encoded.columns
             )
-        model = fit(kind, params, encoded.values[train], learn[train], seed)
+        model = fit(kind, params, encoded.values[train], learn[train], seed, encoded.columns)
         p = model.predict(encoded.values[test])
         held_out = encoded.values[test]
         importance = _importance(model, encoded, held_out, y[test], n_permutations, rng)
@@ -257,12 +257,18 @@ def choose_params(
         As :func:`cross_validate`.
     """
     y = checked_truth(cases)
-    values = encode(cases, tuple(features)).values
-    return _tune(kind, values, y, cases.patient, Plan(), seed)[0]
+    encoded = encode(cases, tuple(features))
+    return _tune(kind, encoded.values, y, cases.patient, Plan(), seed, encoded.columns)[0]
 
 
 def _tune(
-    kind: Kind, values: F64, y: NDArray[Any], patient: NDArray[Any], plan: Plan, seed: int
+    kind: Kind,
+    values: F64,
+    y: NDArray[Any],
+    patient: NDArray[Any],
+    plan: Plan,
+    seed: int,
+    columns: Sequence[str],
 ) -> tuple[dict[str, Any], float]:
     """Choose settings by the AUC over inner folds, and the Youden threshold of the chosen."""
     folds = deal_folds(y, patient, plan.n_inner, seed, by_patient=plan.by_patient)
@@ -271,7 +277,8 @@ def _tune(
         cheap = {**params, "n_trees": INNER_TREES} if "n_trees" in params else params
         p = np.zeros(len(y))
         for train, test in folds:
-            p[test] = fit(kind, cheap, values[train], y[train], seed).predict(values[test])
+            model = fit(kind, cheap, values[train], y[train], seed, columns)
+            p[test] = model.predict(values[test])
         score = statistics.auc(y, p)
         if score > best[0]:
             best = (score, dict(params), p)

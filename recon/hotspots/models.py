@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -239,7 +239,12 @@ class Fitted:
 
 
 def fit(
-    kind: Kind, params: Mapping[str, Any], values: F64, y: NDArray[Any], seed: int
+    kind: Kind,
+    params: Mapping[str, Any],
+    values: F64,
+    y: NDArray[Any],
+    seed: int,
+    columns: Sequence[str] = (),
 ) -> Fitted:
     """Train a classifier on encoded features.
 
@@ -251,6 +256,8 @@ def fit(
         Shape (n, n_columns) float64 with NaN for missing, and shape (n,) with 1 for malignant.
     seed
         Of the random forest.
+    columns
+        Names for messages.
 
     Raises
     ------
@@ -264,9 +271,11 @@ def fit(
             f"{'malignant' if truth.size and truth.all() else 'benign'}; add the other class"
         )
     if (empty := np.isnan(values).all(axis=0)).any():
+        k = int(np.argmax(empty))
         raise InputError(
-            f"each feature needs a value in some case, but column {int(np.argmax(empty))} is "
-            "empty; leave that feature out"
+            "each feature needs a value in some hotspot that is learnt from, but "
+            f"{columns[k] if columns else f'column {k}'} has none among {len(values)} of them "
+            "(a fold may hold few); leave it out (--without) or measure it"
         )
     if kind not in get_args(Kind):
         raise InputError(

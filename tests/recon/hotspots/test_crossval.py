@@ -64,9 +64,10 @@ def test_tuning_sees_training_folds_alone(monkeypatch: pytest.MonkeyPatch) -> No
     seen: list[set[str]] = []
     plain = crossval._tune
 
-    def spy(kind, values, y, patient, plan, seed):  # type: ignore[no-untyped-def]
+    def spy(kind, values, y, patient, *more):  # type: ignore[no-untyped-def]
         seen.append(set(patient))
-        return plain(kind, values, y, patient, plan, seed)
+        assert len(values) == len(y) == len(patient)
+        return plain(kind, values, y, patient, *more)
 
     monkeypatch.setattr(crossval, "_tune", spy)
     plan = Plan(n_repeats=1, n_folds=3, seed=4)
@@ -101,6 +102,15 @@ def test_noise_in_training_labels_is_judged_by_the_truth() -> None:
 def one_patient() -> Cases:
     cases = simple()
     return cases.take(cases.patient == "P00")
+
+
+def test_a_feature_that_a_fold_lacks_is_named() -> None:
+    cases = simple()
+    primary = np.full(len(cases), np.nan)
+    primary[cases.patient == "P00"] = 9.0  # the fold that holds out P00 learns without any
+    rare = cases.with_numbers(primary_suv_max=primary)
+    with pytest.raises(InputError, match=r"but primary_suv_max has none among 80 of them"):
+        cross_validate(rare, "decision_tree", FEATURE_SETS["context"], Plan(1, 3, tune=False))
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,11 @@ def test_refuses_an_unknown_feature_and_an_empty_one() -> None:
     with pytest.raises(InputError, match=r"a feature must be.*'age' is none"):
         encode(cases, ("age",))
     empty = encode(cases, ("suv_max", "hu_mean"))
-    with pytest.raises(InputError, match="column 1 is empty"):
-        fit("decision_tree", {"min_leaf": 3}, empty.values, cases.malignant, 0)
+    values, y, params = empty.values, cases.malignant, {"min_leaf": 3}
+    with pytest.raises(InputError, match="column 1 has none among 120"):
+        fit("decision_tree", params, values, y, 0)
+    with pytest.raises(InputError, match="but hu_mean has none among 120"):
+        fit("decision_tree", params, values, y, 0, empty.columns)
 
 
 @pytest.mark.parametrize(("label", "named"), [(1, "malignant"), (0, "benign")])
