@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from listmode.errors import InputError
 from listmode.formats._copy import STREAMS, copy_events, writer_like
-from listmode.formats._sandbox import check_in_child
 from listmode.formats.castor_writer import castor_files, write_castor
-from listmode.formats.hdf5 import Hdf5Listmode, cut_listmode
+from listmode.formats.hdf5 import Hdf5Listmode, cut_listmode, open_file
 from listmode.formats.petsird_writer import write_petsird
 from listmode.formats.ticks import tick_runs
 from listmode.formats.validate import misfits
@@ -197,8 +196,7 @@ def repair_listmode(
         If the file is none of ours, not one tick of it can be read, or the new one cannot be
         written.
     """
-    check_in_child(path, "hdf5")
-    with Hdf5Listmode(path) as source:
+    with open_file(Path(path), None) as source:
         good = _good_time(source, progress)
         if not len(good):
             raise InputError(

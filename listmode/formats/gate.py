@@ -28,6 +28,7 @@ from listmode.formats._gate_decode import (
 )
 from listmode.formats._gate_map import LEVELS, GateMap, load_gate_map
 from listmode.formats._mapped import MappedListmode
+from listmode.formats._sandbox import check_in_child
 from listmode.source import ScanProtocol, Stream
 
 _PART_ENTRIES = 1 << 17
@@ -248,4 +249,5 @@ def open_file(path: Path, header: Path | None) -> GateListmode:
         )
     gate = load_gate_map(found)
     _import_uproot()
+    check_in_child(path, "root")
     return GateListmode(path, gate)

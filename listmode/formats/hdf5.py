@@ -67,13 +67,11 @@ class Hdf5Listmode(CoveredListmode):
 
     def _open(self) -> None:
         self._mapped = map_file(self._path, "<u1")
-        version = _superblock_version(self._mapped)
-        if version not in (layout.SUPERBLOCK_PLAIN, layout.SUPERBLOCK_LIVE):
-            raise self._another_kind()
         self._inode = self._path.stat().st_ino
+        version = _checked_version(self._path, self._mapped)
         try:
-            is_live = version == layout.SUPERBLOCK_LIVE
-            self._file = h5py.File(self._path, "r", swmr=is_live)
+            is_growing = version == layout.SUPERBLOCK_LIVE
+            self._file = h5py.File(self._path, "r", swmr=is_growing)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"{self._path.name!r} must be an HDF5 file, but it cannot be opened as one "
@@ -91,16 +89,10 @@ class Hdf5Listmode(CoveredListmode):
                 f"{error}; copy or write it again"
             ) from None
 
-    def _another_kind(self) -> InputError:
-        return InputError(
-            f"{self._path.name!r} must be a stillpet listmode file, but it is another kind of "
-            "HDF5 file; convert it or choose another file"
-        )
-
     def _read_head(self) -> None:
         attrs = self._file.attrs
         if attrs.get("format") != layout.FORMAT:
-            raise self._another_kind()
+            raise _another_kind(self._path)
         if int(attrs["format_version"]) > layout.VERSION:
             raise InputError(
                 f"{self._path.name!r} must have a layout version up to {layout.VERSION}, but "
@@ -136,7 +128,9 @@ class Hdf5Listmode(CoveredListmode):
         self._hold(held)
 
     def _read_ticks(self, stream: Stream) -> I64:
-        stored = layout.read_array(self._file[stream], "tick_offset", "iu", MAX_TICKS + 1)
+        stored = layout.read_array(
+            self._file[stream], "tick_offset", "iu", MAX_TICKS + 1, is_growing=self.is_live
+        )
         offset: I64 = stored.astype(np.int64, copy=False)
         offset.setflags(write=False)
         return offset
@@ -282,10 +276,13 @@ class Hdf5Listmode(CoveredListmode):
             or batch.tof_bin.min() < 0
             or batch.tof_bin.max() >= self.scanner.tof.n_bins
         ):
+            bad = (batch.crystal_b >= self.scanner.n_crystals) | (batch.tof_bin < 0)
+            bad |= batch.tof_bin >= self.scanner.tof.n_bins
             raise InputError(
                 f"{self._path.name!r}: events must name crystals below "
                 f"{self.scanner.n_crystals} and TOF bins below {self.scanner.tof.n_bins}, but "
-                f"one of {stream} {start_event}-{stop_event} does not; write the file again"
+                f"{bad.sum()} of the {stream} do not; the first is event "
+                f"{start_event + int(bad.argmax())}: write the file again or repair it"
             )
         return batch
 
@@ -337,15 +334,25 @@ def cut_listmode(
         copy_events(source, kept, writer, progress=progress)
 
 
-def _superblock_version(mapped: NDArray[np.uint8]) -> int:
-    """Give the version of a file's superblock, or -1 if it has none at its start.
+def _checked_version(path: Path, mapped: NDArray[np.uint8]) -> int:
+    """Give the version of a file's superblock, one of those that our writers make.
 
-    Our writers make versions 2 (plain) and 3 (live), whose metadata carry checksums. In older
-    files they do not, and the HDF5 library crashes the process over damaged ones (1 of 200
-    files with a few flipped bits).
+    The metadata of versions 2 (plain) and 3 (live) carry checksums. In older files they do not,
+    and the HDF5 library crashes the process over damaged ones (1 of 200 files with a few
+    flipped bits).
     """
     is_hdf5 = mapped.size > 8 and mapped[:8].tobytes() == _SIGNATURE
-    return int(mapped[8]) if is_hdf5 else -1
+    version = int(mapped[8]) if is_hdf5 else -1
+    if version not in (layout.SUPERBLOCK_PLAIN, layout.SUPERBLOCK_LIVE):
+        raise _another_kind(path)
+    return version
+
+
+def _another_kind(path: Path) -> InputError:
+    return InputError(
+        f"{path.name!r} must be a stillpet listmode file, but it is another kind of HDF5 file; "
+        "convert it or choose another file"
+    )
 
 
 def _ascending(offset: I64) -> I64:
@@ -363,5 +370,6 @@ def recognise(path: Path, head: bytes) -> bool:
 def open_file(path: Path, header: Path | None) -> Hdf5Listmode:
     """Open a stillpet HDF5 file, once a child process has; it needs no header."""
     del header
+    _checked_version(path, map_file(path, "<u1"))
     check_in_child(path, "hdf5")
     return Hdf5Listmode(path)

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from listmode.errors import InputError
 from listmode.formats import open_listmode
 from listmode.formats._gate_map import BRANCHES, crystals_by_ids, load_gate_map
+from listmode.formats._sandbox import trust
 from listmode.formats.convert import convert_listmode
 from listmode.formats.gate import GateListmode
 from listmode.formats.info import describe
@@ -167,6 +168,7 @@ def write(folder: Path, columns: Columns, map_text: str = NEAREST, **more: Colum
             half = len(next(iter(table.values()))) // 2
             for part in (slice(0, half), slice(half, None)):
                 file[name].extend({k: v[part] for k, v in table.items()})
+    trust(folder / "scan.root")  # written here: a child that looks first would only cost time
     return folder / "scan.root"
 
 
