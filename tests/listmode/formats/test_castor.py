@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from listmode.errors import InputError
+from listmode.events import EventBatch
 from listmode.formats import open_listmode
 from listmode.formats.castor import write_castor
 from listmode.formats.hdf5 import cut_listmode
+from listmode.formats.scanner_file import load_scanner
+from listmode.memory import MemoryListmode
+from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from tests.strategies import joined, random_scan, same_events, small_scanner
+from tests.toy_scan import SCANNER_TOML, toy
 
 
 @pytest.mark.parametrize("n_tof_bins", [5, 1])
@@ -67,6 +72,36 @@ def test_sign_of_tof_is_first_less_second(tmp_path: Path) -> None:
     batch = open_listmode(tmp_path / "scan.cdh").read("prompts", 0, 2)
     assert batch.crystal_a.tolist() == [2, 2]
     assert batch.tof_bin.tolist() == [4, 4]
+
+
+def test_sign_of_tof_leads_back_to_an_off_centre_source(tmp_path: Path) -> None:
+    """A data file made by hand from the toy's photons, read by the scanner's look-up table."""
+    made = toy(2, source_mm=(45, -30, 40))
+    (tmp_path / "toy.toml").write_text(SCANNER_TOML, "utf-8")
+    scanner = load_scanner(tmp_path / "toy.toml")
+    n = len(made.crystals)
+    empty = MemoryListmode(scanner, ScanProtocol(), EventBatch.empty(), np.zeros(301, np.int64))
+    write_castor(empty, tmp_path / "scan.cdh")
+    (tmp_path / "scan.stillpet.json").unlink()
+    (tmp_path / "scan_delayeds.cdf").unlink()
+    header = (tmp_path / "scan.cdh").read_text()
+    (tmp_path / "scan.cdh").write_text(header.replace("events: 0", f"events: {n}"))
+    dtype = [("time", "<u4"), ("tof", "<f4"), ("one", "<u4"), ("other", "<u4")]
+    events = np.empty(n, dtype)
+    times_s = [made.columns[f"time{k}"] for k in "12"]
+    events["time"] = times_s[0] * 1000
+    events["tof"] = (times_s[0] - times_s[1]) * 1e12
+    events["one"], events["other"] = made.crystals.T
+    (tmp_path / "scan.cdf").write_bytes(events.tobytes())
+    with open_listmode(tmp_path / "scan.cdh") as read:
+        assert read.n_events() == n
+        batch = joined(list(read.events()))
+        place = read.scanner.crystal_position_mm.astype(np.float64)
+        a, b = place[batch.crystal_a], place[batch.crystal_b]
+        towards_b = (b - a) / np.linalg.norm(b - a, axis=1)[:, None]
+        tof_mm = read.scanner.tof.bin_centre_mm()[batch.tof_bin]
+        likely = (a + b) / 2 + tof_mm[:, None] * towards_b
+        assert np.abs(likely.mean(axis=0) - made.source_mm[0]).max() < 1.0
 
 
 def test_correction_factors_are_skipped_and_noted(tmp_path: Path) -> None:
