@@ -114,7 +114,13 @@ class Histogram:
         return self.start_ms + self.slice_ms * np.arange(self.n_slices, dtype=np.int64)
 
 
-def axial_sensitivity(scanner: Scanner, z_mm: F64, *, path_mm: float = 250.0) -> F64:
+def axial_sensitivity(
+    scanner: Scanner,
+    z_mm: F64,
+    *,
+    path_mm: float = 250.0,
+    cosines: tuple[float, float] = (0.0, 1.0),
+) -> F64:
     """Give the relative sensitivity along the axis for a source inside a body.
 
     Integrates the accepted polar angles of a source on the axis, with the crystals' stopping
@@ -129,6 +135,8 @@ def axial_sensitivity(scanner: Scanner, z_mm: F64, *, path_mm: float = 250.0) ->
         Places on the axis, mm. Shape (n,).
     path_mm
         Length of water that a transverse LOR crosses, mm.
+    cosines
+        Least and largest axial cosine of the LORs that are counted, without their sign.
 
     Returns
     -------
@@ -152,10 +160,22 @@ def axial_sensitivity(scanner: Scanner, z_mm: F64, *, path_mm: float = 250.0) ->
         -scanner.stopping_per_mm * scanner.crystal_size_mm[2] * one_over_sin
     )
     weight = one_over_sin**-3 * stopping**2 * np.exp(-WATER_PER_MM * path_mm * one_over_sin)
-    reach = (half - np.abs(z_mm))[:, None] >= slope[None, :] * radius
+    # A slope at the edge of the range counts in part, so that a narrow range has no jumps.
+    weight = weight * _share_between(np.asarray(slope), cosines)
+    limit = ((half - np.abs(z_mm)) / radius)[:, None]
+    cell = slope[1] - slope[0]
+    reach = np.clip((limit - slope[None, :]) / cell + 0.5, 0.0, 1.0)
     value = (reach * weight).sum(axis=1)
-    # Towards the very end the sum has few terms; a floor keeps divisions by it finite.
+    # Towards the very end little is left; a floor keeps divisions by it finite.
     return np.asarray(np.maximum(value / value.max(), 1e-3))
+
+
+def _share_between(slope: F64, cosines: tuple[float, float]) -> F64:
+    """Give the share of each slope's cell (cotangents, evenly spaced) between two cosines."""
+    half = (slope[1] - slope[0]) / 2.0
+    low, high = (c / math.sqrt(1.0 - c * c) if c < 1.0 else math.inf for c in cosines)
+    inside = np.minimum(slope + half, high) - np.maximum(slope - half, low)
+    return np.asarray(np.clip(inside / (2.0 * half), 0.0, 1.0))
 
 
 def map_in_order(

@@ -306,7 +306,7 @@ def _strongest(
     margin: int,
 ) -> float | None:
     """Give the time of the strongest step that passes both rules."""
-    gain = scan_statistic(series, times, fit.misfit)
+    gain = scan_statistic(series, times, fit.misfit, growth=fit.growth)
     residual = series.value_mm - fit.fitted_mm
     contrast = np.linalg.norm(contrast_mm(series, residual, rules.contrast_s, times), axis=1)
     edge = _edges(series)

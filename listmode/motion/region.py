@@ -78,16 +78,37 @@ class RegionEvents:
         return np.searchsorted(self.time_ms, edge, side="left").astype(np.int64)
 
 
-def sensitivity_weight(scanner: Scanner, z_mm: F32, reference_mm: float) -> F32:
-    """Give 1 at the reference and the inverse relative axial sensitivity elsewhere."""
-    if not z_mm.size:
-        return np.empty(0, np.float32)
-    grid = np.linspace(float(z_mm.min()) - 1.0, float(z_mm.max()) + 1.0, 64)
-    value = axial_sensitivity(scanner, np.append(grid, reference_mm))
-    # A straight line in the logarithm: the steps of the sum over angles do not show.
-    slope = np.polyfit(grid - reference_mm, np.log(value[:-1]), 2)
-    slope[-1] = 0.0
-    return np.exp(-np.polyval(slope, z_mm - reference_mm)).astype(np.float32)
+def sensitivity_weight(
+    scanner: Scanner, z_mm: F32, direction: NDArray[np.uint8], reference_mm: float
+) -> F32:
+    """Give 1 at the reference and the inverse relative axial sensitivity elsewhere.
+
+    Straight and oblique LORs are taken apart: near the scanner's end the sensitivity of the
+    oblique ones falls steeply and that of the straight ones hardly, and one curve for both
+    reads a shift short by 0.8 %.
+
+    Parameters
+    ----------
+    scanner
+        Its length, radius and acceptance.
+    z_mm, direction
+        Axial place of each event and the class of its LOR's direction. Shape (n,).
+    reference_mm
+        Where the weights are 1, mm.
+    """
+    grid = np.arange(reference_mm - 400.0, reference_mm + 400.5, 2.0)
+    table = np.empty((3, grid.size))
+    for band, cosines in enumerate(((COS_EDGE, 1.0), (0.0, COS_EDGE), (COS_EDGE, 1.0))):
+        value = axial_sensitivity(scanner, np.append(grid, reference_mm), cosines=cosines)
+        # Beyond a factor of four the oblique LORs are too few to be worth a large weight.
+        table[band] = np.clip(value[-1] / value[:-1], 0.25, 4.0)
+    place = (z_mm - np.float32(grid[0])) / np.float32(2.0)
+    low = np.clip(place.astype(np.int64), 0, grid.size - 2)
+    part = np.clip(place - low, 0.0, 1.0)
+    row = direction % 3
+    return np.asarray(
+        table[row, low] * (1.0 - part) + table[row, low + 1] * part, dtype=np.float32
+    )
 
 
 def collect_region(
@@ -167,7 +188,9 @@ def collect_region(
         time_ms=time_ms,
         point_mm=point_mm,
         direction=direction,
-        weight=sensitivity_weight(scanner, point_mm[:, 2], float((lower[2] + upper[2]) / 2)),
+        weight=sensitivity_weight(
+            scanner, point_mm[:, 2], direction, float((lower[2] + upper[2]) / 2)
+        ),
         covariance=blur_covariance(blur_along_mm(scanner)),
         lower_mm=lower,
         upper_mm=upper,

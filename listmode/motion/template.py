@@ -22,6 +22,7 @@ DETECTOR_SIGMA_MM = (
     # Across the LOR: 3.4-3.8 mm FWHM (Prenosil et al. 2022, 10.2967/jnumed.121.261972).
 )
 MAX_ROUNDS = 12  # of the ellipsoid's fit; it takes four to eight
+MAX_TILT_PER_MM = 0.01  # twice what was seen: 0.003 by the body, 0.004 by the scanner's end
 TAIL_SIGMAS = 2.8  # how far beyond the ellipsoid's edge the template reaches
 
 
@@ -69,7 +70,8 @@ class EllipsoidFit:
 
     ``excess`` and ``background`` are counts a voxel of the unblurred ellipsoid and of what lies
     under it; ``chi2`` is the misfit a voxel in units of the Poisson variance;
-    ``is_at_limit`` says that the fit ran into the limits of its search.
+    ``is_at_limit`` says that the fit ran into the limits of its search. ``tilt_per_mm`` is the
+    relative slope of the counts across the ellipsoid along x, y, z, 1/mm, if it was fitted.
     """
 
     centre_mm: F64
@@ -78,6 +80,7 @@ class EllipsoidFit:
     background: float
     chi2: float
     is_at_limit: bool = False
+    tilt_per_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def contrast(self) -> float:
@@ -262,7 +265,12 @@ def poisson_weight(counts: F64) -> F64:
 
 
 def fit_ellipsoid(
-    counts: F64, model: BlurredEllipsoid, *, semi_axis_mm: F64, centre_mm: F64
+    counts: F64,
+    model: BlurredEllipsoid,
+    *,
+    semi_axis_mm: F64,
+    centre_mm: F64,
+    has_tilt: bool = False,
 ) -> EllipsoidFit:
     """Fit a blurred ellipsoid on a uniform background to a histo-image.
 
@@ -274,6 +282,10 @@ def fit_ellipsoid(
         Draws blurred ellipsoids on that grid.
     semi_axis_mm, centre_mm
         Where to start. Shape (3,).
+    has_tilt
+        Whether the counts of the ellipsoid and of the background may slope: attenuation and
+        sensitivity differ from end to end of the ellipsoid by several per cent, and a centre
+        fitted without the slope is the centre of the counts, not that of the ellipsoid.
 
     Notes
     -----
@@ -295,13 +307,17 @@ def fit_ellipsoid(
             )
         ]
         columns += [drawn.ravel(), np.ones(drawn.size)]
+        if has_tilt:
+            places = _places(model.axes_mm, p[3:])
+            columns += [(place * drawn).ravel() for place in places]
+            columns += [place.ravel() for place in places]
         matrix = np.stack(columns)
         weighted = matrix * weight.ravel()
         left = (counts - excess * drawn - background).ravel()
         normal = weighted @ matrix.T
-        normal[np.diag_indices(8)] *= 1.0 + 1e-6
-        change = np.linalg.lstsq(normal, weighted @ left, rcond=None)[0][:6]
-        change = np.clip(change, -largest, largest)
+        normal[np.diag_indices(len(normal))] *= 1.0 + 1e-6
+        solution = np.linalg.lstsq(normal, weighted @ left, rcond=None)[0]
+        change = np.clip(solution[:6], -largest, largest)
         new = np.clip(p + change, start - reach, start + reach)
         done = bool((np.abs(new - p) < 0.1 * steps).all())
         p = new
@@ -316,4 +332,17 @@ def fit_ellipsoid(
         background=background,
         chi2=float((weight * (counts - excess * drawn - background) ** 2).mean()),
         is_at_limit=bool((np.abs(p - start) >= 0.999 * reach).any()),
+        tilt_per_mm=_tilt(solution[8:11], excess) if has_tilt else (0.0, 0.0, 0.0),
     )
+
+
+def _places(axes_mm: tuple[F64, F64, F64], centre_mm: F64) -> list[F64]:
+    """Give x, y and z of every voxel from a centre, mm."""
+    grids = np.meshgrid(*axes_mm, indexing="ij")
+    return [np.asarray(g - c) for g, c in zip(grids, centre_mm, strict=True)]
+
+
+def _tilt(slopes: F64, excess: float) -> tuple[float, float, float]:
+    """Give relative slopes, 1/mm, no larger than sensitivity and attenuation make them."""
+    x, y, z = np.clip(slopes / max(excess, 1e-9), -MAX_TILT_PER_MM, MAX_TILT_PER_MM).tolist()
+    return x, y, z

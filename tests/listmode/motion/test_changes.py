@@ -161,6 +161,37 @@ def test_the_scan_statistic_is_the_drop_of_the_misfit() -> None:
         assert gain[i] == pytest.approx(base - slow, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("filling_ml_min", "volume_ml"), [(5.0, 148.0), (9.0, 60.0), (15.0, 50.0)]
+)
+@pytest.mark.parametrize("at_s", [200.0, 607.0, 1000.0])
+def test_filling_by_any_rate_leaves_a_step_its_size(
+    filling_ml_min: float, volume_ml: float, at_s: float
+) -> None:
+    """Without noise, so that only the law's rate can be wrong."""
+    time = np.arange(1200.0) + 0.5
+    place = np.zeros((1200, 3))
+    place[:, 2] = 31.0 * np.cbrt(1.0 + filling_ml_min * time / 60.0 / volume_ml)
+    place[:, 2] += 13.0 * (time >= at_s)
+    fit = best_fit(Series(time, place, np.ones((1200, 3))), [at_s])
+    assert np.abs(fit.shift_mm[0] - [0.0, 0.0, 13.0]).max() < 0.01
+
+
+@pytest.mark.stats
+def test_a_steps_error_includes_that_the_growth_was_fitted() -> None:
+    """300 traces, seed 9. The pull's deviation is known to 4 %; 5 sigma are allowed."""
+    rng = np.random.default_rng(9)
+    time = np.arange(0.0, 1200.0, 10.0) + 5.0
+    law = 31.0 * np.cbrt(1.0 + 0.05 * time / 60.0)
+    pull = []
+    for _ in range(300):
+        place = rng.standard_normal((120, 3)) * 0.3
+        place[:, 2] += law + 5.0 * (time >= 400.0)
+        fit = best_fit(Series(time, place, np.full((120, 3), 1 / 0.09)), [400.0])
+        pull.append((fit.shift_mm[0, 2] - 5.0) / fit.error_mm[0, 2])
+    assert np.std(pull) == pytest.approx(1.0, abs=0.2)
+
+
 def test_a_stricter_rate_asks_for_more() -> None:
     loose, strict = (
         detection_threshold(ChangeSettings(false_alarms_per_20h=r), 1200, 10, 1 / 3)
