@@ -5,6 +5,7 @@ from recon.motion.courses import (
     poses_from_changes,
     poses_from_movements,
     poses_from_samples,
+    whole_body_moves,
 )
 from recon.motion.detector import move_rays, move_scanner, move_volume
 from recon.motion.poses import Poses, invert, join, rigid
@@ -21,4 +22,5 @@ __all__ = [
     "poses_from_movements",
     "poses_from_samples",
     "rigid",
+    "whole_body_moves",
 ]

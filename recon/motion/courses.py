@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from listmode.errors import InputError
-from listmode.motion import Changes
+from listmode.motion import Change, Changes
 from listmode.windows import Windows
 from recon.motion.poses import Poses, invert, overlap, span_ms
 
@@ -17,6 +18,7 @@ F64 = NDArray[np.float64]
 
 MAX_POSES = 64  # each takes a copy of the crystals' positions: 3 MB for a long scanner
 WHOLE_BODY = ("whole-body shift",)
+JOIN_S = 10.0
 NORMAL_95 = 1.959964  # half width of a 95 % interval in standard errors
 
 
@@ -30,7 +32,10 @@ def poses_from_changes(
     """Turn the shifts of a scan into poses, one for each state between two of them.
 
     Local events move a part of the body only, and filling is no change of pose: neither
-    makes one. The errors of shifts between a state and the reference add up.
+    makes one. Changes that lie nearer together than the trace can tell apart (10 s, or two of
+    its windows) and point the same way are one move, of the whole body if one of them is: a
+    step inside a long window is found as two. The errors of shifts between a state and the
+    reference add up.
 
     Parameters
     ----------
@@ -44,7 +49,7 @@ def poses_from_changes(
     kinds
         Classes of change that move the whole body.
     """
-    moves = [change for change in changes.items if change.kind in kinds]
+    moves = [_joined(group) for group in whole_body_moves(changes, kinds)]
     edge = [span_ms(extent)[0], *(round(m.time_s * 1000) for m in moves), span_ms(extent)[1]]
     parts, states = [], []
     for k, (start, stop) in enumerate(pairwise(edge)):
@@ -66,6 +71,37 @@ def poses_from_changes(
         np.sqrt(np.abs(variance[states] - variance[state])),
         "trace",
     )
+
+
+def whole_body_moves(changes: Changes, kinds: Sequence[str] = WHOLE_BODY) -> list[list[Change]]:
+    """Group changes that are one move; give the groups that move the whole body."""
+    step_s = np.diff(changes.time_s)
+    join_s = max(JOIN_S, 2.0 * float(np.median(step_s)) if step_s.size else 0.0)
+    groups: list[list[Change]] = []
+    for change in changes.items:
+        last = groups[-1][-1] if groups else None
+        if (
+            last is not None
+            and change.time_s - last.time_s < join_s
+            and np.dot(change.shift_mm, last.shift_mm) > 0
+        ):
+            groups[-1].append(change)
+        else:
+            groups.append([change])
+    return [group for group in groups if any(change.kind in kinds for change in group)]
+
+
+def _joined(group: list[Change]) -> Change:
+    """Add up the shifts of one move; its time is that which is known best."""
+    if len(group) == 1:
+        return group[0]
+    best = min(group, key=lambda c: c.time_interval_s[1] - c.time_interval_s[0])
+    shift = np.sum([c.shift_mm for c in group], axis=0)
+    half = np.array([np.diff(c.shift_interval_mm)[:, 0] / 2 for c in group])
+    reach = np.sqrt((half**2).sum(axis=0))
+    x, y, z = shift.tolist()
+    interval = tuple(zip((shift - reach).tolist(), (shift + reach).tolist(), strict=True))
+    return replace(best, shift_mm=(x, y, z), shift_interval_mm=interval)
 
 
 def poses_from_samples(

@@ -20,7 +20,12 @@ from listmode.windows import Windows
 from recon.corrections.randoms import estimate_randoms
 from recon.image import Volume
 from recon.io.tables import save_json, save_table
-from recon.motion import Poses, poses_from_changes, poses_from_movements
+from recon.motion import (
+    Poses,
+    poses_from_changes,
+    poses_from_movements,
+    whole_body_moves,
+)
 from recon.motion.registration import register_rigid
 from recon.osem import OsemSettings, reconstruct
 from recon.pipeline.images import choose_grid
@@ -201,17 +206,22 @@ def find_poses(
     poses = poses_from_changes(
         motion.changes, listmode.extent, reference_s=mu_time_s, kinds=kinds
     )
-    notes = tuple(
-        f"The change at {change.time_s:.0f} s ({change.length_mm:.1f} mm) is not "
-        f"motion-corrected: it is a {change.kind}"
-        + (f" ({change.reason})." if change.reason else ".")
-        if change.kind == "local event"
-        else f"The change at {change.time_s:.0f} s ({change.length_mm:.1f} mm) is not "
-        "motion-corrected: whether the whole body moved could not be seen."
-        for change in motion.changes.items
-        if change.kind not in kinds
-    )
-    return poses, notes
+    corrected = [c for group in whole_body_moves(motion.changes, kinds) for c in group]
+    notes = []
+    for change in motion.changes.items:
+        if change in corrected:
+            continue
+        why = (
+            f"it is a local event ({change.reason})"
+            if change.kind == "local event"
+            else "whether the whole body moved could not be seen; if it did, give it to "
+            "stillpet recon with --poses"
+        )
+        notes.append(
+            f"The change at {change.time_s:.0f} s ({change.length_mm:.1f} mm) is not "
+            f"motion-corrected: {why}."
+        )
+    return poses, tuple(notes)
 
 
 def recorded_poses(listmode: Listmode, windows: Windows) -> Poses:

@@ -28,7 +28,7 @@ from recon.report.measures import (
 
 F64 = NDArray[np.float64]
 
-CORRECTED = "all minutes, motion-corrected"
+CORRECTED = "motion-corrected"
 MAX_ROWS = 30  # hotspots in the report's table; the CSV has all of them
 SUV_MAX_NOTE = (
     "An image from fewer minutes is noisier, and its SUVmax, being the maximum of a noisy "

@@ -20,6 +20,7 @@ F64 = NDArray[np.float64]
 
 FULL_COLOUR = "#b4551d"
 STILL_COLOUR = "#1f5c99"
+CORRECTED_COLOUR = "#3b7a57"
 KEPT_COLOUR = "#d6e6d3"
 AXIS_COLOURS = ("#8a6d1f", "#3b7a57", "#1f5c99")
 AXIS_NAMES = ("x, to the patient's left", "y, to the back", "z, to the head")
@@ -426,13 +427,15 @@ def draw_profiles(
     z_mm
         Slice centres. Shape (n,), mm.
     profiles
-        Name and values of each, in order full scan, still windows. Shape (n,).
+        Name and values of each, in order full scan, still windows, motion-corrected. Shape
+        (n,).
     ylabel, title
         What the values are, and of what.
     """
     figure = Figure(figsize=(6.2, 3.3), layout="constrained")
     ax = figure.subplots()
-    for (name, values), colour in zip(profiles, (FULL_COLOUR, STILL_COLOUR), strict=False):
+    colours = (FULL_COLOUR, STILL_COLOUR, CORRECTED_COLOUR)
+    for (name, values), colour in zip(profiles, colours, strict=False):
         ax.plot(z_mm, values, drawstyle="steps-mid", color=colour, lw=1.6, label=name)
     ax.set_xlabel("z (mm), to the head", fontsize=RC["font"])
     ax.set_ylabel(ylabel, fontsize=RC["font"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listmode.errors import InputError
-from listmode.motion import Change, Changes
+from listmode.events import EventBatch
+from listmode.memory import MemoryListmode
+from listmode.motion import Change, Changes, MotionResult
+from listmode.source import ScanProtocol
 from listmode.windows import Windows
 from recon.image import Grid, Volume
 from recon.motion import (
@@ -26,6 +30,7 @@ from recon.motion import (
     poses_from_samples,
     rigid,
 )
+from recon.pipeline.motion import find_poses
 from recon.projector import RayModel
 from tests.oracles import small_scanner
 
@@ -182,9 +187,9 @@ def change(time_s: float, shift_mm: tuple[float, float, float], kind: Any) -> Ch
     return Change(time_s, (time_s, time_s), shift_mm, interval, kind, "", 99.0)
 
 
-def changes(*items: Change) -> Changes:
-    empty = np.empty((0, 3))
-    return Changes(items, 20.0, 1.0, (1.0, 1.0, 1.0), np.empty(0), empty, empty)
+def changes(*items: Change, window_s: float = 1.0) -> Changes:
+    empty, time_s = np.empty((0, 3)), np.arange(0.0, 1200.0, window_s)
+    return Changes(items, 20.0, 1.0, (1.0, 1.0, 1.0), time_s, empty, empty)
 
 
 SCAN = Windows([0], [1_200_000])
@@ -205,6 +210,23 @@ def test_shifts_of_the_whole_body_become_poses_and_local_events_do_not() -> None
     ]  # fmt: skip
     sigma = np.sqrt(poses.covariance[:, 2, 2])
     assert sigma == pytest.approx([0, 0.5, 0.5 * np.sqrt(2)], rel=1e-3)
+
+
+def test_a_step_that_a_long_window_of_the_trace_splits_is_one_move() -> None:
+    """As found in a scan of 1 % of the counts, with windows of 13 s and a step of 13 mm."""
+    first = change(600, (0.3, -0.1, 6.2), "whole-body shift")
+    second = replace(change(608, (0.3, -0.1, 6.2), "local event"), time_interval_s=(605, 613))
+    poses = poses_from_changes(changes(first, second, window_s=13.0), SCAN)
+    assert poses.scanner_from_reference[1, :3, 3] == pytest.approx([0.6, -0.2, 12.4])
+    assert poses.windows[1].start_ms.tolist() == [600_000]
+    assert np.sqrt(poses.covariance[1, 2, 2]) == pytest.approx(0.5 * np.sqrt(2), rel=1e-3)
+
+
+def test_a_local_event_beside_a_shift_the_other_way_is_no_part_of_it() -> None:
+    first = change(600, (0, 0, 6), "whole-body shift")
+    second = change(605, (0, 0, -6), "local event")
+    poses = poses_from_changes(changes(first, second), SCAN)
+    assert poses.scanner_from_reference[:, 2, 3].tolist() == [0.0, 6.0]
 
 
 def test_the_reference_is_the_pose_at_the_mu_maps_time() -> None:
@@ -338,3 +360,31 @@ def test_a_turned_volume_holds_its_blob_where_the_pose_took_it() -> None:
     centre = [float((a * moved.values).sum() / moved.values.sum()) for a in axes]
     np.testing.assert_allclose(centre, matrix[:3, :3] @ place + matrix[:3, 3], atol=0.05)
     assert moved.values.sum() == pytest.approx(blob.sum(), rel=1e-3)
+
+
+# ---- what a run tells of them
+
+
+def _found(*items: Change) -> MotionResult:
+    class Result:
+        changes_ = changes(*items)
+
+    result: Any = Result()
+    result.changes, result.reference = Result.changes_, "bladder"
+    return cast("MotionResult", result)
+
+
+def test_a_run_says_which_changes_it_does_not_correct_and_why() -> None:
+    listmode = MemoryListmode(
+        small_scanner(), ScanProtocol(), EventBatch.empty(), np.zeros(1_200_001, np.int64)
+    )
+    found = _found(
+        replace(change(100, (0, 0, 5), "local event"), reason="the body stayed"),
+        change(300, (0, 0, 6), "whole-body shift"),
+        change(700, (0, 0, 7), "unclassified"),
+    )
+    poses, notes = find_poses(listmode, found)
+    assert poses.scanner_from_reference[:, 2, 3].tolist() == [0.0, 6.0]
+    assert len(notes) == 2
+    assert "100 s (5.0 mm) is not motion-corrected: it is a local event (the body" in notes[0]
+    assert "700 s (7.0 mm) is not motion-corrected: whether the whole body" in notes[1]
