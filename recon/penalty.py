@@ -65,7 +65,7 @@ class RelativeDifference:
     10.1109/TMI.2022.3203237).
     """
 
-    strength: float = 0.05
+    strength: float = 0.01
     gamma: float = 2.0
     epsilon_bq_ml: float = 1.0
     method: Method = "svrg"
@@ -77,7 +77,7 @@ class RelativeDifference:
             raise InputError(
                 "a relative difference prior needs a strength above 0, gamma of 0 or more and "
                 f"epsilon above 0, but they are {self.strength:g}, {self.gamma:g} and "
-                f"{self.epsilon_bq_ml:g} Bq/mL; 0.05, 2 and 1 are usual"
+                f"{self.epsilon_bq_ml:g} Bq/mL; 0.01, 2 and 1 are usual"
             )
         if self.method not in ("svrg", "bsrem"):
             raise InputError(

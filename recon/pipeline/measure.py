@@ -26,6 +26,7 @@ from recon.image import Volume
 from recon.io.nifti import load_volume, resample_to
 from recon.pipeline.labels import LabelMap
 from recon.settings import HotspotSettings
+from recon.suv import SUV_WORDS, SuvBy
 
 UNITLESS_FLOOR = 0.1  # of the largest value: seeds a hotspot where no SUV is known
 
@@ -150,16 +151,28 @@ def find_in_file(
     settings: HotspotSettings | None = None,
 ) -> HotspotTable:
     """Find and measure the hotspots of an image file, in SUV where its sidecar allows."""
-    volume, factor = load_in_suv(path)
+    volume, factor = load_in_suv(path, (settings or HotspotSettings()).suv_by)
     return measure_image(
         volume, labels=labels, mask=mask, settings=settings, suv_per_bq_ml=factor
     )
 
 
-def load_in_suv(path: Path) -> tuple[Volume, float | None]:
-    """Read an image, in SUV where its sidecar allows, and the factor from Bq/mL if known."""
+def load_in_suv(path: Path, by: SuvBy = "weight") -> tuple[Volume, float | None]:
+    """Read an image, in SUV where its sidecar allows, and the factor from Bq/mL if known.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or SUV by something other than weight is not known.
+    """
     volume = load_volume(path)
-    factor = volume.provenance.get("suv_per_bq_ml")
+    known = volume.provenance.get("suv_per_bq_ml_by", {})
+    factor = volume.provenance.get("suv_per_bq_ml") if by == "weight" else known.get(by)
+    if by != "weight" and factor is None:
+        raise InputError(
+            f"the sidecar of {path.name} must hold the factor of {SUV_WORDS[by]}, but it holds "
+            f"{', '.join(known) or 'none'}; weight, height and sex must be in the listmode file"
+        )
     if not isinstance(factor, float):
         return volume, None
     if volume.unit == "Bq/mL":

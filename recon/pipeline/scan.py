@@ -42,7 +42,7 @@ from recon.report.build import Story, build_report
 from recon.report.html import save_report
 from recon.sensitivity import Sensitivity
 from recon.settings import BootstrapSettings, Settings
-from recon.suv import suv_factor
+from recon.suv import SUV_WORDS, SuvBy, suv_factor
 
 RATE_MS = 2000  # time over which the report's count rates are averaged
 LIVER = "liver"
@@ -215,7 +215,7 @@ def run_scan(
     if "corrected" in tables:
         save_hotspots(folder / "hotspots_corrected.csv", tables["corrected"])
     notes = (
-        *_scan_notes(listmode), *full.notes, *pose.notes, *unmoved, *tables["still"].notes,
+        *_scan_notes(listmode, by), *full.notes, *pose.notes, *unmoved, *tables["still"].notes,
     )  # fmt: skip
     about = motion_to_dict(listmode, motion, windows)
     result = RunResult(
@@ -284,7 +284,7 @@ def _without_ends(volume: Volume, sensitivity: Sensitivity, share: float) -> Vol
     )
 
 
-def _scan_notes(listmode: Listmode) -> list[str]:
+def _scan_notes(listmode: Listmode, by: SuvBy) -> list[str]:
     notes = [f"The file: {defect}" for defect in listmode.defects]
     if not listmode.is_complete:
         notes.append("The file is not complete: what follows rests on the part that is there.")
@@ -292,6 +292,10 @@ def _scan_notes(listmode: Listmode) -> list[str]:
         notes.append(
             "The file knows no injected activity or no weight: values are in Bq/mL, not SUV."
         )
+    elif by != "weight":
+        is_known = suv_factor(listmode.protocol, by) is not None
+        lacking = "The file lacks height or sex: values are in Bq/mL, not "
+        notes.append(("Values are " if is_known else lacking) + SUV_WORDS[by] + ".")
     return notes
 
 

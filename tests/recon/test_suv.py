@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from listmode.errors import InputError
 from listmode.source import ScanProtocol
+from recon.image import Grid, Volume
+from recon.io.nifti import save_volume
+from recon.pipeline.measure import find_in_file
+from recon.settings import HotspotSettings
 from recon.suv import (
     SUV_KINDS,
     SuvBy,
@@ -93,3 +99,20 @@ def test_impossible_bodies_and_kinds_are_refused() -> None:
     ):
         suv_factor(KNOWN, "length")  # type: ignore[arg-type]
     assert suv_factors(in_cm) == {"weight": suv_factor(in_cm)}
+
+
+def test_hotspots_of_a_file_go_by_the_kind_of_the_settings(tmp_path: Path) -> None:
+    grid = Grid.centred((12, 12, 12), 4.0)
+    values = np.ones(grid.shape, np.float32)
+    values[5:8, 5:8, 5:8] = 20_000.0
+    about = {"suv_per_bq_ml": 5e-4, "suv_per_bq_ml_by": {"weight": 5e-4, "lean": 4e-4}}
+    path = tmp_path / "image.nii.gz"
+    save_volume(path, Volume(values, grid, "Bq/mL", about))
+    by_weight = find_in_file(path)
+    by_lean = find_in_file(path, settings=HotspotSettings(suv_by="lean"))
+    assert by_weight.rows[0].suv_max == pytest.approx(10.0)
+    assert by_lean.rows[0].suv_max == pytest.approx(8.0)
+    with pytest.raises(
+        InputError, match=r"factor of SUV by body surface .* holds weight, lean"
+    ):
+        find_in_file(path, settings=HotspotSettings(suv_by="surface"))
