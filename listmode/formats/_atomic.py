@@ -168,6 +168,11 @@ class GuardedFile:
         self.readinto(buffer)
         return bytes(buffer)
 
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes from an offset."""
+        self.seek(offset)
+        return self.read(size)
+
     def truncate(self, size: int) -> int:
         """Set the file's length."""
         self._end = size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import h5py
@@ -19,6 +20,7 @@ from listmode.formats import _kernels
 
 U8 = NDArray[np.uint8]
 _CHECKSUM_BYTES = 4
+_SUMS = "chunk_sums"
 
 
 def index_faults(dataset: h5py.Dataset) -> str:
@@ -57,7 +59,60 @@ def index_faults(dataset: h5py.Dataset) -> str:
         return f"its index names {len(inside)} of {wanted} chunks in {len(set(places))} places"
     if n_unchecked and dataset.fletcher32:
         return f"{n_unchecked} of its chunks are marked as without checksum"
+    if dataset.fletcher32 and (noted := _noted_sums(dataset, wanted)) is not None:
+        raw = [dataset.id.read_direct_chunk(at)[1] for at, _, _ in _places(dataset)]
+        found = [int.from_bytes(chunk[-_CHECKSUM_BYTES:], "little") for chunk in raw]
+        if any(not sum_ and noted[k] for k, sum_ in enumerate(found)):
+            return "its index leads to zeros that were not written"
     return ""
+
+
+def note_sums(file: h5py.File, read_at: Callable[[int, int], bytes]) -> None:
+    """Store the checksums of all chunks once more, where a checksum guards them too.
+
+    The index of chunks carries none in files that older libraries can read. If it leads to
+    zeros, their checksum of 0 fits; only this note tells that they are not what was written.
+    Other values than those written are not refused: a user may edit a file.
+
+    Parameters
+    ----------
+    file
+        A flushed file, open for writing.
+    read_at
+        Reads n bytes of the file from an offset.
+    """
+
+    def note(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.chunks and item.fletcher32:
+            ends = [offset + size for _, offset, size in _places(item)]
+            data = b"".join(read_at(end - _CHECKSUM_BYTES, _CHECKSUM_BYTES) for end in ends)
+            item.attrs[_SUMS] = np.frombuffer(data, "<u4")
+
+    file.visititems(note)
+
+
+def _places(dataset: h5py.Dataset) -> list[tuple[tuple[int, ...], int, int]]:
+    """Give offset in the array, place and size of each chunk, in order of the first."""
+    found: list[tuple[tuple[int, ...], int, int]] = []
+
+    def note(info: Any) -> None:
+        found.append((info.chunk_offset, info.byte_offset, info.size))
+
+    dataset.id.chunk_iter(note)
+    return sorted(found)
+
+
+def _noted_sums(dataset: h5py.Dataset, n_chunks: int) -> NDArray[np.int64] | None:
+    """Give the noted checksums, ``None`` if there are none; -1 for each if they do not fit."""
+    try:
+        if _SUMS not in dataset.attrs:
+            return None
+        noted = np.asarray(dataset.attrs[_SUMS])
+    except (OSError, RuntimeError, TypeError, ValueError):
+        return np.full(n_chunks, -1)
+    if noted.dtype.kind != "u" or noted.shape != (n_chunks,):
+        return np.full(n_chunks, -1)
+    return noted.astype(np.int64)
 
 
 class Column:
@@ -81,6 +136,7 @@ class Column:
         self._dtype = np.dtype(dataset.dtype)
         self._offset, self._is_mapped = self._find_chunks()
         self._checked = np.zeros(len(self._offset), bool)
+        self._sums = _noted_sums(dataset, len(self._offset)) if self._is_mapped else None
 
     def _find_chunks(self) -> tuple[NDArray[np.int64], bool]:
         """Give where each chunk begins (-1: not one place), and if it can be read there."""
@@ -150,6 +206,9 @@ class Column:
             if _kernels.fletcher32(words if words.flags.aligned else words.copy()) != stored:
                 first = k * self._chunk
                 raise self._damaged(first, first + self._chunk, "checksum error")
+            if stored == 0 and self._sums is not None and self._sums[k]:
+                first = k * self._chunk
+                raise self._damaged(first, first + self._chunk, "zeros that were not written")
             self._checked[k] = True
         return data.view(self._dtype)
 

@@ -15,6 +15,7 @@ from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.formats import _hdf5_layout as layout
 from listmode.formats._atomic import GuardedFile, part_path, publish, write_error
+from listmode.formats._chunks import note_sums
 from listmode.formats._hdf5_columns import StreamColumns, check_append, check_efficiency
 from listmode.scanner import Scanner
 from listmode.source import ScanProtocol, Stream
@@ -173,6 +174,7 @@ class ListmodeWriter:
                 stop_ms = self._start_ms + n_ticks
                 self._write_coverage(Windows([self._start_ms], [stop_ms]))
             self._flush()
+            note_sums(self._file, self._disk.read_at)
             self._file.attrs["complete"] = 1
             self._file.close()
             self._disk.check()

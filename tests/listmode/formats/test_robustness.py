@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks import fuzz_readers
 from listmode.errors import InputError
+from listmode.events import EventBatch
 from listmode.formats import _yardl, open_listmode
 from listmode.formats._scanner_text import read_description
 from listmode.formats.castor import write_castor
@@ -74,7 +75,7 @@ def test_damage_in_one_chunk_leaves_the_events_of_the_others(
         with pytest.raises(InputError, match=rf"column {column} of prompts .*65536-131072 are"):
             damaged.read("prompts", CHUNK + 5, CHUNK + 6)
         for first, last in ((0, CHUNK), (2 * CHUNK, 3 * CHUNK - 1000)):
-            part = type(true)(
+            part = EventBatch(
                 true.crystal_a[first:last], true.crystal_b[first:last], true.tof_bin[first:last]
             )
             assert same_events(damaged.read("prompts", first, last), part)
@@ -104,6 +105,48 @@ def test_chunk_that_the_index_has_lost_is_not_read_as_zeros(tmp_path: Path, name
         assert not file[name][-100:].any()  # what the library says
     with pytest.raises(InputError, match=r"no place in the index|its index names"):
         open_listmode(path).read("prompts", 0, 3 * CHUNK)
+
+
+@pytest.mark.parametrize("column", ["crystal_a", "crystal_b", "tof_bin"])
+def test_chunk_whose_place_leads_to_zeros_is_not_read(tmp_path: Path, column: str) -> None:
+    """Their checksum is zero and fits: only the note of what was written tells."""
+    seed = SEEDS["hdf5"](tmp_path)
+    data = seed.whole[seed.opened]
+    place = place_of_chunk(seed.opened, f"prompts/{column}", 1)
+    zeros = data.index(bytes(64 * 4 + 4))
+    with h5py.File(seed.opened) as file:
+        size = file[f"prompts/{column}"].id.get_chunk_info(1).size
+    key = size.to_bytes(4, "little") + bytes(4) + (64).to_bytes(8, "little") + bytes(8)
+    old = key + place.to_bytes(8, "little")
+    assert data.count(old) == 1
+    seed.opened.write_bytes(data.replace(old, key + zeros.to_bytes(8, "little")))
+    with h5py.File(seed.opened) as file:
+        assert not file[f"prompts/{column}"][64:128].any()  # what the library says
+    with open_listmode(seed.opened) as read:
+        with pytest.raises(InputError, match=r"64-128 are damaged \(zeros that were not"):
+            read.read("prompts", 0, 300)
+        assert same_events(read.read("prompts", 0, 64), _part(seed.truth["prompts"], 64))
+
+
+@pytest.mark.parametrize("value", ["x", 7, h5py.Empty("f4"), np.zeros(3, "u4")])
+def test_sums_that_are_none_do_not_hinder_the_reading(tmp_path: Path, value: object) -> None:
+    cut_listmode(random_scan(1), random_scan(1).extent, tmp_path / "scan.h5")
+    with h5py.File(tmp_path / "scan.h5", "r+") as file:
+        file["prompts/crystal_a"].attrs["chunk_sums"] = value
+    assert len(open_listmode(tmp_path / "scan.h5").read("prompts", 0, 500)) == 500
+
+
+def test_note_of_the_sums_of_many_chunks_fits_into_the_file(tmp_path: Path) -> None:
+    """A day of 1 ms ticks has 170,000 chunks of them: more than a small attribute holds."""
+    with h5py.File(tmp_path / "x.h5", "w", libver=("v108", "v108")) as file:
+        made = file.create_dataset("x", (10,), "u4", chunks=(5,), fletcher32=True)
+        made.attrs["chunk_sums"] = np.arange(200_000, dtype="<u4")
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert file["x"].attrs["chunk_sums"][-1] == 199_999
+
+
+def _part(batch: EventBatch, n: int) -> EventBatch:
+    return EventBatch(batch.crystal_a[:n], batch.crystal_b[:n], batch.tof_bin[:n])
 
 
 def test_damaged_metadata_is_a_clean_error(tmp_path: Path) -> None:
