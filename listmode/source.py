@@ -71,6 +71,61 @@ class ScanProtocol:
         return self.patient_weight_kg * 1000.0 / activity
 
 
+@dataclass(frozen=True, eq=False)
+class LiveFraction:
+    """Which share of the time the scanner could count, constant between steps.
+
+    Parameters
+    ----------
+    start_ms
+        Scan time at which each share begins; the first one also holds before, the last one
+        until the end. Shape (n_steps,), int64, ascending.
+    fraction
+        Share of the coincidences that dead time left, in (0, 1]. Shape (n_steps,), float64.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ, times do not ascend or a share is not in (0, 1].
+    """
+
+    start_ms: I64
+    fraction: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        start = np.ascontiguousarray(self.start_ms, np.int64)
+        fraction = np.ascontiguousarray(self.fraction, np.float64)
+        if start.ndim != 1 or start.size == 0 or start.shape != fraction.shape:
+            raise InputError(
+                "live time needs one share a step, but there are "
+                f"{start.size} steps and {fraction.size} shares; give as many of both"
+            )
+        if (np.diff(start) <= 0).any() or not ((fraction > 0) & (fraction <= 1)).all():
+            raise InputError(
+                "live time needs ascending times and shares in (0, 1], but the shares run from "
+                f"{fraction.min():g} to {fraction.max():g}; correct them, or leave windows out "
+                "in which the scanner counted nothing"
+            )
+        for name, column in (("start_ms", start), ("fraction", fraction)):
+            column.setflags(write=False)
+            object.__setattr__(self, name, column)
+
+    def decayed_live_s(self, windows: Windows, half_life_s: float) -> float:
+        """Integrate the decay factor times the live share over the windows, s."""
+        edges = np.append(self.start_ms, np.iinfo(np.int64).max)
+        edges[0] = np.iinfo(np.int64).min
+        total = 0.0
+        for first, last, share in zip(edges[:-1], edges[1:], self.fraction, strict=True):
+            start = np.maximum(windows.start_ms, first)
+            stop = np.minimum(windows.stop_ms, last)
+            part = stop > start
+            if part.any():
+                total += share * Windows(start[part], stop[part]).decayed_duration_s(
+                    half_life_s
+                )
+        return float(total)
+
+
 class Listmode(ABC):
     """An open listmode file. It holds no events; it yields them by windows of time.
 
@@ -96,6 +151,8 @@ class Listmode(ABC):
         SHA-256 of the file, for provenance.
     is_complete
         False where the file was truncated or its writer has not finished.
+    live
+        Share of the time that dead time left; ``None`` if the file does not say (all of it).
     """
 
     scanner: Scanner
@@ -108,6 +165,7 @@ class Listmode(ABC):
     is_complete: bool
     format_name: str
     clock_zero: str  # what the scan calls zero, in words
+    live: LiveFraction | None = None
 
     @property
     @abstractmethod

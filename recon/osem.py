@@ -19,7 +19,7 @@ from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.progress import SILENT, Progress, Stage
 from listmode.scanner import Scanner
-from listmode.source import Listmode, ScanProtocol
+from listmode.source import Listmode, LiveFraction, ScanProtocol
 from listmode.windows import Windows
 from recon import _kernels
 from recon.checkpoint import Checkpoint, State, digest
@@ -128,12 +128,18 @@ def estimate_cost(n_events: int, grid: Grid, settings: OsemSettings, threads: in
     return Cost(memory, columns if spilled else 0, seconds)
 
 
-def calibration_s(protocol: ScanProtocol, windows: Windows) -> float:
+def calibration_s(
+    protocol: ScanProtocol, windows: Windows, live: LiveFraction | None = None
+) -> float:
     """Give ``D``: counts per (count/s per Bq/mL at tick zero), s.
 
-    Branching times count fraction times the decay factor integrated over the windows.
+    Branching times count fraction times the decay factor, times the live share of the time
+    where it is known, integrated over the windows.
     """
-    duration_s = windows.decayed_duration_s(protocol.half_life_s)
+    if live is None:
+        duration_s = windows.decayed_duration_s(protocol.half_life_s)
+    else:
+        duration_s = live.decayed_live_s(windows, protocol.half_life_s)
     return protocol.branching * protocol.count_fraction * duration_s
 
 
@@ -460,7 +466,7 @@ def prepare(
             f"but its shape is {start.shape} and its least value {start.min():g}; use an "
             "image of this grid"
         )
-    calibration = calibration_s(listmode.protocol, windows)
+    calibration = calibration_s(listmode.protocol, windows, listmode.live)
     rays = RayModel.make(grid, listmode.scanner, tof=settings.use_tof, n_sigma=settings.n_sigma)
     rays = move_rays(rays, grid, listmode.scanner, poses)
     sorting = time.perf_counter()
@@ -533,7 +539,7 @@ def additive_terms(
         zip(poses.windows, poses.reference_from_scanner, strict=True)
     ):
         models = [m.models[k] if isinstance(m, ByPose) else m for m in additive]
-        calibration = calibration_s(listmode.protocol, part)
+        calibration = calibration_s(listmode.protocol, part, listmode.live)
         seen = move_scanner(listmode.scanner, pose)
         terms.append(AdditiveTerm(listmode, models, mu, calibration, threads, seen))
     return terms

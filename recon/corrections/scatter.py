@@ -184,10 +184,11 @@ def estimate_scatter(
     table = expected_scatter_table(
         scanner, image=image, mu=mu, settings=settings, threads=threads, progress=progress
     )
-    decays_s = (
-        protocol.branching
-        * protocol.count_fraction
-        * windows.decayed_duration_s(protocol.half_life_s)
+    decays_s = protocol.branching * protocol.count_fraction
+    decays_s *= (
+        windows.decayed_duration_s(protocol.half_life_s)
+        if listmode.live is None
+        else listmode.live.decayed_live_s(windows, protocol.half_life_s)
     )
     body = coarse_body(image, mu, settings)
     pairs = _sample_pairs(scanner, body, settings)

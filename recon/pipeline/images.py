@@ -14,7 +14,7 @@ from listmode.progress import SILENT, Progress
 from listmode.scanner import Scanner
 from listmode.source import Listmode, ScanProtocol
 from listmode.windows import Windows
-from recon.bootstrap import Replicates, bootstrap
+from recon.bootstrap import Replicates, bootstrap, bootstrap_bytes, count_lanes
 from recon.corrections.additive import ByPose, share_out
 from recon.corrections.randoms import RandomsModel, estimate_randoms_by_pose
 from recon.corrections.scatter import ScatterModel
@@ -28,6 +28,7 @@ from recon.settings import GridSettings, Settings
 from recon.suv import SuvBy, suv_factor, suv_factors
 
 ADDITIVE_MM = 5.0  # poses nearer than this share randoms and scatter, which are smooth
+BOOTSTRAP_COST = 4.5 / 8  # of a replicate, in reconstructions
 BODY_RADIUS_MM = 272.0  # 165 voxels of 3.3 mm hold a patient with the arms at the sides
 
 
@@ -97,7 +98,16 @@ def estimate_run(
     grid = choose_grid(listmode.scanner, settings.grid)
     n_events = listmode.count(windows)
     cost = estimate_cost(n_events, grid, settings.osem, threads)
-    return CostEstimate(cost.memory_bytes, cost.seconds, n_events, grid.n_voxels)
+    memory, seconds = cost.memory_bytes, cost.seconds
+    if (
+        settings.penalty is not None
+    ):  # SVRG: a back projection a subset, a pass every second time
+        memory += 4 * grid.n_voxels * (settings.osem.n_subsets + 2)
+        seconds *= 1.5
+    if n_replicates := settings.bootstrap.n_replicates:
+        memory += bootstrap_bytes(grid, n_replicates)
+        seconds *= 1.0 + BOOTSTRAP_COST * count_lanes(n_replicates)
+    return CostEstimate(memory, seconds, n_events, grid.n_voxels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.memory import MemoryListmode
 from listmode.scanner import TofModel
-from listmode.source import ScanProtocol
+from listmode.source import LiveFraction, ScanProtocol
 from listmode.windows import Windows
 from recon.events_store import store_events
 from recon.image import Grid, Volume
@@ -287,3 +287,79 @@ def test_the_provenance_says_what_was_done() -> None:
     assert p["source"]["sha256"] == listmode.file_hash
     assert p["osem"]["n_iterations"] == 1
     assert 0 < p["n_events_outside"] < p["n_events"]
+
+
+def _half_dead(scan: MemoryListmode, from_s: float, share: float) -> MemoryListmode:
+    """Lose a share of the later events at random, as dead time does."""
+    n_before = int(scan.prompts_offset[round(from_s * 1000)])
+    keep = np.random.default_rng(8).random(len(scan.prompts)) < share
+    keep[:n_before] = True
+    columns = [getattr(scan.prompts, c)[keep] for c in ("crystal_a", "crystal_b", "tof_bin")]
+    before = np.concatenate(([0], np.cumsum(keep)))
+    offset = before[scan.prompts_offset].astype(np.int64)
+    lost = MemoryListmode(scan.scanner, scan.protocol, EventBatch(*columns), offset)
+    lost.live = LiveFraction(np.array([0, round(from_s * 1000)]), np.array([1.0, share]))
+    return lost
+
+
+@pytest.mark.slow
+def test_dead_time_does_not_change_the_activity_whatever_the_windows() -> None:
+    scan = _half_dead(_scan(1.0), 2.5, 0.6)
+    settings = OsemSettings(n_iterations=2, n_subsets=5, psf_fwhm_mm=5.0)
+    for windows in ("0-6", "0-2", "2-5", "3-6"):
+        image = reconstruct(
+            scan, Windows.parse(windows), grid=GRID, mu=_mu(), settings=settings,
+            sensitivity=_sensitivity(),
+        )  # fmt: skip
+        assert image.values[_inner(GRID)].mean() == pytest.approx(_activity(1.0), rel=0.02)
+
+
+def test_the_calibration_counts_live_time() -> None:
+    protocol = ScanProtocol(half_life_s=10.0, branching=1.0)
+    live = LiveFraction(np.array([0, 4000]), np.array([0.9, 0.5]))
+    windows = Windows([1000, 6000], [5000, 7000])
+    parts = [(0.9, Windows([1000], [4000])), (0.5, Windows([4000, 6000], [5000, 7000]))]
+    expected = sum(share * part.decayed_duration_s(10.0) for share, part in parts)
+    assert calibration_s(protocol, windows, live) == pytest.approx(expected, rel=1e-12)
+    whole = LiveFraction(np.array([3000]), np.array([1.0]))
+    assert calibration_s(protocol, windows, whole) == pytest.approx(
+        calibration_s(protocol, windows), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "share", "message"),
+    [
+        ([0, 1], [1.0], "one share a step"),
+        ([], [], "one share a step"),
+        ([5, 5], [1.0, 0.5], r"ascending times and shares in \(0, 1\]"),
+        ([0], [0.0], r"ascending times and shares in \(0, 1\]"),
+        ([0], [1.2], r"ascending times and shares in \(0, 1\]"),
+    ],
+)
+def test_impossible_live_time_is_refused(
+    start: list[int], share: list[float], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        LiveFraction(np.array(start, np.int64), np.array(share))
+
+
+def test_iterations_stop_once_they_change_little() -> None:
+    listmode, grid, sensitivity = _small_case()
+
+    def run(stop: float) -> Volume:
+        return reconstruct(
+            listmode, listmode.extent, grid=grid, sensitivity=sensitivity,
+            settings=OsemSettings(n_iterations=12, n_subsets=2, stop_change=stop),
+        )  # fmt: skip
+
+    early, late, never = run(0.3), run(0.1), run(0.0)
+    assert 1 < early.provenance["iteration"] < late.provenance["iteration"] < 12
+    assert never.provenance["iteration"] == 12
+    assert early.provenance["relative_change"] < 0.3
+    assert "relative_change" not in never.provenance
+    same = reconstruct(
+        listmode, listmode.extent, grid=grid, sensitivity=sensitivity,
+        settings=OsemSettings(n_iterations=early.provenance["iteration"], n_subsets=2),
+    )  # fmt: skip
+    np.testing.assert_array_equal(early.values, same.values)
