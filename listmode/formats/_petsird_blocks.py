@@ -62,27 +62,28 @@ def _matrices(block: Block) -> F64:
     return np.asarray(stored, np.float64).reshape(-1, 3, 4)
 
 
-def _numbers(value: Any) -> F64:
-    """Give all numbers of nested lists of arrays. Shape (n,)."""
+def numbers(value: Any) -> F64:
+    """Give all numbers of nested lists of arrays. Shape (n,), float64."""
     if isinstance(value, np.ndarray | int | float):
         return np.ravel(np.asarray(value, np.float64))
-    parts = [_numbers(part) for part in value or ()]
+    parts = [numbers(part) for part in value or ()]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def _dead_time(blocks: Sequence[Block]) -> str:
     alive = [block["aliveTimeFractions"] for block in blocks]
-    pairs = _numbers([part.get("modulePairAliveTimeFractions") for part in alive])
+    pairs = numbers([part.get("modulePairAliveTimeFractions") for part in alive])
     if not pairs.size or not np.isfinite(pairs).all():
         return ""
     return (
         f": pairs of modules are alive for {pairs.min():.3f}-{pairs.max():.3f} of the time "
-        f"(mean {pairs.mean():.3f}), and activities are not corrected for that"
+        f"(mean {pairs.mean():.3f}); activities are corrected for the mean of all pairs, not "
+        "for their differences"
     )
 
 
 def _signals(blocks: Sequence[Block]) -> str:
-    values = _numbers([block["signalValues"] for block in blocks])
+    values = numbers([block["signalValues"] for block in blocks])
     signals = {int(block["signalID"]) for block in blocks}
     if not values.size or not np.isfinite(values).all():
         return ""
@@ -91,7 +92,7 @@ def _signals(blocks: Sequence[Block]) -> str:
 
 
 def _singles(blocks: Sequence[Block]) -> str:
-    counts = _numbers([block["singlesPerSinglesUnitHistogram"] for block in blocks])
+    counts = numbers([block["singlesPerSinglesUnitHistogram"] for block in blocks])
     seconds = sum(
         int(block["timeInterval"]["stop"]) - int(block["timeInterval"]["start"])
         for block in blocks

@@ -76,6 +76,8 @@ def what_is_lost(source: Listmode, path: str | Path) -> tuple[str, ...]:
         n_outside = source.n_events(stream) - source.count(source.extent, stream)
         if n_outside:
             lost.append(f"{n_outside} {stream} in time that the file does not hold")
+    if source.live is not None:
+        lost.append("live time: activities from the copy are not corrected for dead time")
     if path.suffix.lower() in (".h5", ".hdf5"):
         return tuple(lost)
     if source.read_truth(0, 0) is not None:

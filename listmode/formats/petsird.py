@@ -14,6 +14,7 @@ import numpy as np
 from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.formats import _kernels, _yardl
+from listmode.formats._live import live_fraction
 from listmode.formats._mapped import MappedListmode, map_file
 from listmode.formats._petsird_blocks import describe_blocks
 from listmode.formats._petsird_scanner import build_detector, read_protocol
@@ -22,6 +23,7 @@ from listmode.source import I64, Stream
 
 _RUN_EVENTS = 1 << 16
 _MAX_DESCRIBED = 2_000  # blocks of a kind that are summed up when a file is opened
+_MAX_LIVE = 20_000  # steps of live time; the last one holds on
 _STREAMS: tuple[Stream, Stream] = ("prompts", "delayeds")
 _BLOCK, _STREAM, _PAIR, _OFFSET, _N_RAW, _N_VALID = range(6)
 
@@ -78,6 +80,7 @@ class PetsirdListmode(MappedListmode):
         self._hold(None)
         self._restore(header)
         self.notes = (*self._detector.notes, *self._describe_blocks())
+        self.live = live_fraction(self._some_blocks("DeadTimeTimeBlock", _MAX_LIVE))
         self.defects = tuple(defects)
 
     def _restore(self, header: dict[str, Any]) -> None:
@@ -192,10 +195,12 @@ class PetsirdListmode(MappedListmode):
                 notes.append(f"{n} blocks of {name} are not carried{said}")
         return notes
 
-    def _some_blocks(self, kind: str) -> list[dict[str, Any]]:
-        """Decode a kind of block, or as many as are decoded at once; none if one is damaged."""
+    def _some_blocks(self, kind: str, n_most: int = _MAX_DESCRIBED) -> list[dict[str, Any]]:
+        """Decode the first blocks of a kind; none if one is damaged or the schema lacks it."""
+        if kind not in [child.name for child in self._block_type.children]:
+            return []
         try:
-            return self._decode_blocks(kind, _MAX_DESCRIBED)
+            return self._decode_blocks(kind, n_most)
         except (_yardl.Truncated, InputError):
             return []
 

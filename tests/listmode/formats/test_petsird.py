@@ -202,8 +202,8 @@ def pose(z_mm: float) -> dict[str, Any]:
                 {"aliveTimeFractions": {"modulePairAliveTimeFractions": [[np.array([f, 1.0])]]}}
                 for f in (0.9, 0.92)
             ],
-            ": pairs of modules are alive for 0.900-1.000 of the time (mean 0.955), and "
-            "activities are not corrected for that",
+            ": pairs of modules are alive for 0.900-1.000 of the time (mean 0.955); "
+            "activities are corrected for the mean of all pairs, not for their differences",
         ),
         (
             "SinglesHistogramTimeBlock",
