@@ -152,11 +152,11 @@ class Column:
         found: list[tuple[int, int]] = []
 
         def note(info: Any) -> None:
-            whole = info.size == size and info.byte_offset + size <= len(self._mapped)
-            if info.chunk_offset[0] % self._chunk == 0 and (
-                not is_mapped or (whole and not info.filter_mask)
-            ):
-                found.append((info.chunk_offset[0] // self._chunk, info.byte_offset))
+            k, rest = divmod(info.chunk_offset[0], self._chunk)
+            whole = info.size == size and not info.filter_mask
+            is_inside = k < len(offset) and info.byte_offset + info.size <= len(self._mapped)
+            if rest == 0 and is_inside and (whole or not is_mapped):
+                found.append((k, info.byte_offset))
 
         with contextlib.suppress(RuntimeError, OSError):
             d.id.chunk_iter(note)
@@ -165,7 +165,6 @@ class Column:
         for values in (number, place):  # of two that claim to be one, none can be trusted
             _, inverse, n = np.unique(values, return_inverse=True, return_counts=True)
             once &= n[inverse] == 1
-        once &= number < len(offset)
         offset[:] = -1
         offset[number[once]] = place[once]
         return offset, is_mapped

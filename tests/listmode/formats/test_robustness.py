@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 
 import h5py
@@ -34,6 +35,7 @@ STREAMS: tuple[Stream, ...] = ("prompts", "delayeds")
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limits of its workers are Linux's")
 @pytest.mark.parametrize("reader", SEEDS)
 def test_damaged_files_end_cleanly(reader: str) -> None:
     if reader == "gate":
