@@ -149,12 +149,13 @@ class Column:
         is_mapped = bool(d.fletcher32 and plain and self._dtype.byteorder != ">")
         is_mapped &= self._chunk % 2 == 0  # the sums are over whole words
         size = self._chunk * self._dtype.itemsize + _CHECKSUM_BYTES
+        end = len(self._mapped) if is_mapped else 2**62  # a live file may have grown since
         found: list[tuple[int, int]] = []
 
         def note(info: Any) -> None:
             k, rest = divmod(info.chunk_offset[0], self._chunk)
             whole = info.size == size and not info.filter_mask
-            is_inside = k < len(offset) and info.byte_offset + info.size <= len(self._mapped)
+            is_inside = k < len(offset) and info.byte_offset + info.size <= end
             if rest == 0 and is_inside and (whole or not is_mapped):
                 found.append((k, info.byte_offset))
 
