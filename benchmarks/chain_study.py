@@ -84,6 +84,11 @@ def go_on(
         Makes the record of a key.
     run_all
         ``map``, or the like of several processes; it must keep the order.
+
+    Raises
+    ------
+    InputError
+        If the file holds other keys, or another run writes to it.
     """
     records = read_records(path)
     waiting = list(keys[len(records) :])
@@ -93,8 +98,14 @@ def go_on(
             "choose another folder"
         )
     with path.open("ab") as file:
+        size = path.stat().st_size
         for record in run_all(work, waiting):
-            file.write((json.dumps(record) + "\n").encode())
+            if path.stat().st_size != size:
+                raise InputError(
+                    f"one run at a time may write to {path.name}, but another one has added to "
+                    "it; let that one finish"
+                )
+            size += file.write((json.dumps(record) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
             records.append(record)

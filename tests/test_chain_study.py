@@ -81,6 +81,19 @@ def test_records_of_other_patients_are_refused(tmp_path: Path) -> None:
         go_on(path, ["b", "c"], lambda key: {"patient": key})
 
 
+def test_two_runs_do_not_write_into_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "patients.jsonl"
+
+    def work(key: str) -> dict[str, str]:
+        with path.open("ab") as other:
+            other.write(b'{"patient": "a"}\n')
+        return {"patient": key}
+
+    with pytest.raises(InputError, match="one run at a time may write to patients.jsonl"):
+        go_on(path, ["a", "b"], work)
+    assert path.read_bytes().count(b"\n") == 1
+
+
 def test_a_study_does_not_go_on_with_another_plan(tmp_path: Path) -> None:
     check_plan(tmp_path / "plan.json", ChainPlan())
     check_plan(tmp_path / "plan.json", ChainPlan())
