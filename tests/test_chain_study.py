@@ -89,7 +89,7 @@ def test_two_runs_do_not_write_into_one_file(tmp_path: Path) -> None:
             other.write(b'{"patient": "a"}\n')
         return {"patient": key}
 
-    with pytest.raises(InputError, match="one run at a time may write to patients.jsonl"):
+    with pytest.raises(InputError, match=r"one run at a time may write to patients\.jsonl"):
         go_on(path, ["a", "b"], work)
     assert path.read_bytes().count(b"\n") == 1
 
