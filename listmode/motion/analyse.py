@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from listmode.histogram import Histogram, accumulate
 from listmode.motion.bladder import BladderSearch, BladderSettings, locate_bladder
 from listmode.motion.body import follow_body
 from listmode.motion.changes import Changes, ChangeSettings, find_changes
-from listmode.motion.select import FEATURE_FWHM_MM, Selection, select_windows
+from listmode.motion.ct_match import Axes, CtMatch, attenuation_error, match_mu_map
+from listmode.motion.select import FEATURE_FWHM_MM, FIT_MM, Selection, select_windows
 from listmode.motion.trace import (
     FollowedBladder,
     MotionTrace,
@@ -20,6 +25,10 @@ from listmode.motion.trace import (
 )
 from listmode.progress import SILENT, Progress
 from listmode.source import Listmode
+from listmode.windows import Windows
+
+F64 = NDArray[np.float64]
+MuMap = tuple[F64, Axes]
 
 BODY_WINDOW_MS = 2000  # profiles are poorer than the template: longer windows keep them linear
 
@@ -68,6 +77,12 @@ class MotionResult:
         What a reader must know, in words.
     clock_zero
         What the scan calls zero, in words.
+    followed
+        The events behind the bladder's trace; ``None`` where the whole body was followed.
+    ct_match, ct_offset_mm, ct_warning
+        With a mu-map: how far off it the patient lay in the longest stretch without a change,
+        the same for each window of the trace, shape (n, 3), NaN along an axis that cannot be
+        told, and what a reader must know of the windows chosen; empty if they fit.
     """
 
     histogram: Histogram
@@ -80,6 +95,9 @@ class MotionResult:
     note: str
     clock_zero: str
     followed: FollowedBladder | None = None
+    ct_match: CtMatch | None = None
+    ct_offset_mm: F64 | None = None
+    ct_warning: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON: the main results, without the traces' samples."""
@@ -90,6 +108,8 @@ class MotionResult:
             "bladder": self.search.to_dict(),
             **self.changes.to_dict(),
             "selection": self.selection.to_dict(),
+            "ct_match": None if self.ct_match is None else self.ct_match.to_dict(),
+            "ct_warning": self.ct_warning,
             "n_events": self.histogram.n_events,
             "rejected": self.histogram.rejected,
             "trace_window_s": self.trace.window_ms / 1000.0,
@@ -100,6 +120,7 @@ def analyse_motion(
     listmode: Listmode,
     *,
     settings: MotionSettings | None = None,
+    mu_map: MuMap | None = None,
     threads: int = 2,
     progress: Progress = SILENT,
 ) -> MotionResult:
@@ -111,6 +132,9 @@ def analyse_motion(
         An open scan.
     settings
         See :class:`MotionSettings`.
+    mu_map
+        Linear attenuation at 511 keV, 1/cm, shape (nx, ny, nz), and the centres of its voxels
+        along x, y, z, mm. With it, windows that fit it are preferred.
     threads
         Threads; the result has the same bits for any number.
     progress
@@ -143,12 +167,14 @@ def analyse_motion(
         trace = bodies.pop("whole body")
         note = f"{search.note}; the whole body was followed instead, which is less exact"
     changes = find_changes(trace, followed=followed, bodies=bodies, settings=chosen.changes)
+    ct_match, offset_mm = _match(listmode, histogram, trace, changes, mu_map, threads)
     selection = select_windows(
         trace,
         changes,
         max_displacement_mm=chosen.max_displacement_mm,
         feature_fwhm_mm=chosen.feature_fwhm_mm,
         guard_s=chosen.guard_s,
+        offset_mm=offset_mm,
         histogram=histogram,
     )
     return MotionResult(
@@ -162,6 +188,58 @@ def analyse_motion(
         note=note,
         clock_zero=listmode.clock_zero,
         followed=followed,
+        ct_match=ct_match,
+        ct_offset_mm=offset_mm,
+        ct_warning=_warn(selection, trace, ct_match, offset_mm, mu_map),
+    )
+
+
+def _match(
+    listmode: Listmode,
+    histogram: Histogram,
+    trace: MotionTrace,
+    changes: Changes,
+    mu_map: MuMap | None,
+    threads: int,
+) -> tuple[CtMatch | None, F64 | None]:
+    """Match the longest stretch without a change; carry it to all windows by the changes."""
+    if mu_map is None:
+        return None, None
+    start, stop = int(trace.edges_ms[0]), int(trace.edges_ms[-1])
+    cuts = [start, *(round(1000 * c.time_s) for c in changes.items), stop]
+    first, last = max(pairwise(cuts), key=lambda pair: pair[1] - pair[0])
+    if changes.items:
+        histogram = accumulate(listmode, Windows([first], [last]), threads=threads)
+    match = match_mu_map(histogram, *mu_map)
+    here = changes.motion_mm(np.array([(first + last) / 2000.0]))
+    moved = changes.motion_mm(trace.time_ms / 1000.0) - here
+    offset = moved + np.where(match.is_determinable, match.shift_mm, np.nan)
+    return match, np.asarray(offset)
+
+
+def _warn(
+    selection: Selection,
+    trace: MotionTrace,
+    match: CtMatch | None,
+    offset_mm: F64 | None,
+    mu_map: MuMap | None,
+) -> str:
+    """Say by how much SUVs may be wrong if the chosen windows do not fit the mu-map."""
+    if match is None or offset_mm is None or mu_map is None:
+        return ""
+    if not any(match.is_determinable):
+        return match.note
+    chosen = selection.windows.covers(trace.time_ms.astype(np.int64))
+    mean = np.nan_to_num(offset_mm[chosen].mean(axis=0) if chosen.any() else offset_mm[0])
+    error = np.where(match.is_determinable, match.standard_error_mm, 0.0)
+    if not (np.abs(mean) > np.maximum(2.0 * error, FIT_MM)).any():
+        return ""
+    x, y, z = mean.tolist()
+    typical, large = attenuation_error(*mu_map, (x, y, z))
+    return (
+        f"the chosen windows lie off the CT by {x:+.0f}, {y:+.0f}, {z:+.0f} mm (x, y, z): "
+        f"SUVs err by {100 * typical:.0f} % in the median over the body, and by more than "
+        f"{100 * large:.0f} % in a twentieth of it, near lungs and outlines"
     )
 
 

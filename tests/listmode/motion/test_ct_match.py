@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from listmode.errors import InputError
+from listmode.histogram import Histogram, accumulate
+from listmode.motion import analyse_motion
+from listmode.motion.ct_match import Axes, attenuation_error, match_mu_map
+from listmode.motion.select import select_windows
+from listmode.scanner import Scanner
+from listmode.simulate.generate import simulate_in_memory
+from listmode.simulate.motion import PatientMotion
+from listmode.simulate.phantom import pregnant_phantom
+from listmode.simulate.protocols import LOW_DOSE_FDG
+from tests.listmode.motion.synthetic import MadeUpScan, make_listmode
+from tests.listmode.motion.test_changes import made_trace
+from tests.listmode.motion.test_select import changes_at
+
+F64 = NDArray[np.float64]
+SHIFT_MM = (5.0, -8.0, 20.0)
+
+
+@pytest.fixture(scope="module")
+def mu_map() -> tuple[F64, Axes]:
+    """Of the phantom where it lies before it moves, on 6 mm voxels."""
+    x, y, z = (np.arange(-half, half + 0.1, 6.0) for half in (240.0, 200.0, 520.0))
+    mu = pregnant_phantom(filling_ml_min=0.0).sample_mu(x, y, z)
+    return np.asarray(mu, dtype=np.float64), (x, y, z)
+
+
+@pytest.fixture(scope="module")
+def shifted(quadra: Scanner) -> Histogram:
+    """Two minutes at a twentieth of the low-dose counts, with photon transport."""
+    listmode, _ = simulate_in_memory(
+        scanner=quadra,
+        phantom=pregnant_phantom(filling_ml_min=0.0),
+        dose=LOW_DOSE_FDG,
+        motion=PatientMotion((0.0,), (SHIFT_MM,)),
+        seed=77,
+        count_fraction=0.05,
+        duration_s=120.0,
+        threads=1,
+    )
+    return accumulate(listmode, threads=1)
+
+
+@pytest.mark.slow
+def test_a_shift_of_20_mm_against_the_ct_is_told_within_its_error(
+    shifted: Histogram, mu_map: tuple[F64, Axes]
+) -> None:
+    """The truth is the photon simulator's; 2 mm or two standard errors are allowed."""
+    match = match_mu_map(shifted, *mu_map)
+    assert match.is_determinable == (True, True, True)
+    for axis in range(3):
+        allowed = max(2.0, 2.0 * match.standard_error_mm[axis])
+        assert abs(match.shift_mm[axis] - SHIFT_MM[axis]) <= allowed
+        assert match.standard_error_mm[axis] <= 5.0
+    assert match.note.startswith("the patient lies off the CT by x +")
+    assert match.to_dict()["n_slabs"] == match.n_slabs >= 3
+
+
+@pytest.mark.slow
+def test_too_few_counts_and_an_empty_map_are_not_determinable(
+    quadra: Scanner, mu_map: tuple[F64, Axes]
+) -> None:
+    few = make_listmode(quadra, MadeUpScan(duration_s=0.5, seed=61))
+    match = match_mu_map(accumulate(few), *mu_map)
+    assert match.is_determinable == (False, False, False)
+    assert "not determinable with so few counts" in match.note
+    assert match.to_dict()["shift_mm"] == [None, None, None]
+    scan = accumulate(make_listmode(quadra, MadeUpScan(duration_s=10.0, seed=62)))
+    empty = match_mu_map(scan, np.zeros_like(mu_map[0]), mu_map[1])
+    assert "shows no body" in empty.note
+    without = match_mu_map(replace(scan, has_tof=False), *mu_map)
+    assert "without TOF" in without.note
+
+
+def test_a_mu_map_needs_its_own_axes(quadra: Scanner, mu_map: tuple[F64, Axes]) -> None:
+    scan = accumulate(make_listmode(quadra, MadeUpScan(duration_s=0.5, seed=63)))
+    with pytest.raises(InputError, match="a mu-map needs one place a voxel"):
+        match_mu_map(scan, mu_map[0][1:], mu_map[1])
+
+
+@pytest.mark.slow
+def test_the_expected_error_grows_with_the_misfit(mu_map: tuple[F64, Axes]) -> None:
+    none = attenuation_error(*mu_map, (0.0, 0.0, 0.0))
+    some = attenuation_error(*mu_map, (0.0, 0.0, 10.0))
+    more = attenuation_error(*mu_map, (0.0, 0.0, 20.0))
+    assert none == (0.0, 0.0)
+    assert 0.0 < some[0] < more[0]
+    assert 0.02 < some[1] < more[1] < 1.0
+
+
+def test_windows_that_fit_the_ct_are_preferred_at_up_to_twice_the_noise() -> None:
+    trace = made_trace(seed=1)
+    changes = changes_at(trace, (480.0, -20.0))
+    longest = select_windows(trace, changes)
+    assert str(longest.windows) == "482-1200 s"
+    fits = select_windows(trace, changes, offset_mm=np.zeros(3))
+    assert str(fits.windows) == "0-478 s"
+    each = changes.motion_mm(trace.time_ms / 1000.0)
+    assert str(select_windows(trace, changes, offset_mm=each).windows) == "0-478 s"
+    unknown = np.array([0.0, 0.0, np.nan])
+    assert select_windows(trace, changes, offset_mm=unknown).windows == longest.windows
+    too_short = changes_at(trace, (200.0, -20.0))
+    assert str(select_windows(trace, too_short, offset_mm=np.zeros(3)).windows) == "202-1200 s"
+
+
+def test_offsets_must_fit_the_trace() -> None:
+    trace = made_trace(seed=1)
+    with pytest.raises(InputError, match="offsets from the mu-map must be three numbers"):
+        select_windows(trace, changes_at(trace, (500.0, 13.0)), offset_mm=np.zeros((7, 3)))
+
+
+@pytest.mark.slow
+def test_the_analysis_says_how_the_windows_lie_to_the_ct(
+    quadra: Scanner, mu_map: tuple[F64, Axes]
+) -> None:
+    """A box of activity is no pregnant woman: what matters is that the answer is carried on."""
+    listmode = make_listmode(quadra, MadeUpScan(duration_s=20.0, seed=64))
+    result = analyse_motion(listmode, mu_map=mu_map)
+    assert result.ct_match is not None
+    assert result.ct_offset_mm is not None
+    assert result.ct_offset_mm.shape == (result.trace.n_windows, 3)
+    assert result.to_dict()["ct_match"] == result.ct_match.to_dict()
+    assert analyse_motion(listmode).ct_match is None
