@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from listmode.errors import InputError
 from listmode.formats import open_listmode
 from listmode.source import Listmode
 from listmode.windows import Windows
 from recon.cli import console, files, text
+from recon.cli.motion import follow_live, run_motion_suite
 from recon.cli.options import (
     RESEARCH,
     AsJson,
@@ -135,6 +137,21 @@ app.add_typer(files.app)
 def motion(
     file: ScanFile,
     out: OutDir = Path("out"),
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="The file is being written: follow it, "
+            "and alert within seconds of a shift of 10 mm or more. Writes alerts.json alone.",
+        ),
+    ] = False,
+    idle_s: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="With --live: end after so many seconds without anything new.",
+        ),
+    ] = 30.0,
     settings_file: SettingsFile = None,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -145,6 +162,11 @@ def motion(
     displacement trace) and motion.png.
     """
     with console.session(as_json=as_json) as run:
+        if live:
+            follow_live(
+                run, file, make_folder(out), threads=count_threads(threads), idle_s=idle_s
+            )
+            return
         settings = load_settings(settings_file)
         folder = make_folder(out)
         with open_listmode(file) as listmode:
@@ -393,6 +415,20 @@ def demo(
 
 @app.command(epilog=RESEARCH)
 def bench(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="speed, or motion: the motion suite, hours at its whole size.",
+        ),
+    ] = "speed",
+    scale: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            max=1.0,
+            help="Of motion: share of the whole size.",
+        ),
+    ] = 1.0,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes.")] = False,
     out: KeepIn = None,
     threads: Threads = None,
@@ -401,9 +437,18 @@ def bench(
     """Measure events per second, and the ratio to the textbook baseline, on this machine.
 
     Runs from a source checkout, where the baseline lives (benchmarks/). With ``-o`` it writes
-    bench.json.
+    bench.json. ``bench motion -o DIR`` simulates scans, tunes ways to find motion on some and
+    judges them on others; killed and started again, it goes on.
     """
     with console.session(as_json=as_json) as run:
+        if what not in ("speed", "motion"):
+            raise InputError(
+                f"what is measured must be speed or motion, but {what!r} was asked for; "
+                "choose one of these"
+            )
+        if what == "motion":
+            run_motion_suite(run, make_folder(out or Path("motion_suite")), scale=scale)
+            return
         rows = run_benchmarks(
             threads=count_threads(threads), is_quick=quick, progress=run.progress
         )

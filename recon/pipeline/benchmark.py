@@ -46,7 +46,12 @@ Suite = Callable[..., list[BenchmarkRow]]
 
 
 def load_suite(root: Path = ROOT) -> Suite:
-    """Import the benchmark suite from a source checkout.
+    """Import the benchmark suite from a source checkout; see :func:`load_module`."""
+    return cast("Suite", load_module("suite", root).run_suite)
+
+
+def load_module(name: str, root: Path = ROOT) -> Any:
+    """Import a module of ``benchmarks/`` from a source checkout.
 
     Raises
     ------
@@ -69,7 +74,7 @@ def load_suite(root: Path = ROOT) -> Suite:
         package = importlib.util.module_from_spec(spec)
         sys.modules["benchmarks"] = package
         spec.loader.exec_module(package)
-    return cast("Suite", importlib.import_module("benchmarks.suite").run_suite)
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def run_benchmarks(

@@ -1,0 +1,455 @@
+"""A seeded set of simulated scans on which ways to find motion are tuned, and then judged.
+
+``python -m benchmarks.motion_suite run DIR`` draws the scans event by event
+(:mod:`benchmarks.motion_events`), follows the bladder in each, and keeps the traces; killed, it
+goes on where it was. ``... score DIR`` tunes every detector on the tuning set, judges it on the
+test set, and writes the table. ``--scale 1`` is the whole set: 628 scans with a step and 126 h
+without motion.
+
+The seeds of both sets were fixed before anything was tuned; the test set's traces are judged
+once, with the settings that the tuning set chose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.motion_baselines import (
+    DETECTORS,
+    Options,
+    Positions,
+    alarms,
+    positions,
+    shift_at,
+)
+from benchmarks.motion_events import MotionCase, Pools, draw_scan, make_pools, start_bladder
+from listmode.errors import InputError
+from listmode.motion.bladder import Bladder
+from listmode.motion.changes import Changes, find_changes
+from listmode.motion.region import RegionEvents
+from listmode.motion.trace import MotionTrace, follow_bladder
+
+F64 = NDArray[np.float64]
+
+FIRST_SEED = {"tuning": 100_000, "test": 900_000}
+SHARE = {"tuning": 0.4, "test": 1.0}  # of the test set's numbers
+NUMBERS = {
+    "step": 628,
+    "filling": 126,
+    "breathing": 126,
+    "wander": 126,
+    "ramp": 60,
+    "several": 60,
+    "rotation": 60,
+    "fetal": 60,
+}
+STILL = ("filling", "breathing", "wander")
+NEAR_S = 5.0  # an alarm this near a change found it; a ramp's length comes on top
+SECONDS_PER_FULL_SCAN = (
+    45.0  # one core at 2.5 GHz; a scan of a tenth of the counts takes a tenth
+)
+
+
+def _direction(rng: np.random.Generator, length_mm: float) -> tuple[float, float, float]:
+    v = rng.standard_normal(3)
+    x, y, z = (length_mm * v / np.linalg.norm(v)).tolist()
+    return x, y, z
+
+
+def draw_case(kind: str, seed: int) -> MotionCase:
+    """Draw one scan's description; the same seed, the same scan."""
+    rng = np.random.default_rng(seed)
+    filling = float(rng.uniform(0.0, 15.0 if kind == "filling" else 9.0))
+    common: dict[str, Any] = {
+        "suv": float(np.exp(rng.uniform(math.log(6.0), math.log(30.0)))),
+        "volume_ml": float(rng.uniform(50.0, 300.0)),
+        "filling_ml_min": 0.0 if kind == "breathing" else filling,
+        "breathing_mm": 0.0 if kind == "filling" else float(rng.uniform(0.0, 1.5)),
+        "wander_mm": float(rng.uniform(0.0, 1.0))
+        if kind not in ("filling", "breathing")
+        else 0.0,
+        "counts": float(np.exp(rng.uniform(math.log(0.05), 0.0))),
+    }
+    at = float(rng.uniform(60.0, 1140.0))
+    size = float(np.exp(rng.uniform(math.log(0.5), math.log(20.0))))
+    large = float(rng.uniform(3.0, 20.0))
+    own: dict[str, Any] = {}
+    if kind == "step":
+        own = {"steps": ((at, _direction(rng, size)),)}
+    elif kind == "ramp":
+        own = {
+            "steps": ((at, _direction(rng, large)),),
+            "ramp_s": float(rng.uniform(0.5, 20.0)),
+        }
+    elif kind == "several":
+        times = np.sort(rng.uniform(60.0, 1140.0, int(rng.integers(2, 5))))
+        own = {"steps": tuple((float(t), _direction(rng, large / 2)) for t in times)}
+    elif kind == "rotation":
+        axis = _direction(rng, 1.0)
+        own = {"turn_deg": float(rng.uniform(1.0, 4.0)), "turn_axis": axis, "turn_s": at}
+    elif kind == "fetal":
+        # Fetal parts move by 10-20 mm; the bladder beneath gives way by a fraction of that.
+        own = {"local_steps": ((at, _direction(rng, float(rng.uniform(2.0, 8.0)))),)}
+    return MotionCase(kind=kind, seed=seed, **common, **own)
+
+
+def suite_cases(which: str, scale: float) -> list[MotionCase]:
+    """List the scans of a set; a smaller scale keeps the first ones of each kind."""
+    cases = []
+    for k, (kind, number) in enumerate(NUMBERS.items()):
+        first = FIRST_SEED[which] + 10_000 * k
+        n = max(round(number * scale * SHARE[which]), 1)
+        cases += [draw_case(kind, first + i) for i in range(n)]
+    return cases
+
+
+def centroid_trace(events: RegionEvents, start: Bladder, window_ms: int) -> MotionTrace:
+    """Follow the mean position in a fixed region, as the published methods do."""
+    centre, semi = np.array(start.centre_mm), np.array(start.semi_axis_mm)
+    reach = 1.6 * semi + 8.0
+    inside = (((events.point_mm - centre) / reach) ** 2).sum(axis=1) < 1.0
+    start_ms, stop_ms = int(events.windows.start_ms[0]), int(events.windows.stop_ms[-1])
+    edges = np.arange(start_ms, stop_ms + 1, window_ms, dtype=np.int64)
+    n = len(edges) - 1
+    window = np.clip((events.time_ms[inside] - start_ms) // window_ms, 0, n - 1)
+    counts = np.bincount(window, minlength=n)
+    place = (
+        np.stack([np.bincount(window, events.point_mm[inside, k], n) for k in range(3)], axis=1)
+        / np.maximum(counts, 1)[:, None]
+    )
+    place[counts == 0] = np.nan
+    return MotionTrace(
+        edges_ms=edges,
+        displacement_mm=place - np.nanmedian(place, axis=0),
+        standard_error_mm=np.repeat(
+            (15.0 / np.sqrt(np.maximum(counts, 1)))[:, None], 3, axis=1
+        ),
+        counts=counts.astype(np.int64),
+        reference_mm=np.nanmedian(place, axis=0),
+        reference="centroid",
+        scale=np.ones(n),
+    )
+
+
+def run_case(pools: Pools, case: MotionCase) -> dict[str, Any]:
+    """Draw and follow one scan; give what is kept of it as plain values."""
+    begin = time.process_time()
+    events, start = draw_scan(pools, case), start_bladder(case)
+    followed = follow_bladder(events, start, threads=1)
+    changes = find_changes(followed.trace, followed=followed)
+    trace = followed.trace
+    error = (
+        trace.displacement_mm + trace.reference_mm - case.bladder_place_mm(trace.time_ms / 1e3)
+    )
+    return {
+        "case": asdict(case),
+        "truth": [[t, d.tolist()] for t, d in case.true_changes()],
+        "changes": [c.to_dict() for c in changes.items],
+        "filling_ml_min": changes.filling_ml_min,
+        "n_events": len(events),
+        **_trace_figures(trace, error, case, changes),
+        "trace": _lists(trace),
+        "centroid": _lists(centroid_trace(events, start, 1000)),
+        "cpu_s": round(time.process_time() - begin, 2),
+    }
+
+
+def _trace_figures(
+    trace: MotionTrace, error: F64, case: MotionCase, changes: Changes
+) -> dict[str, Any]:
+    """Errors of the trace about the truth, with its mean (the template's centre) taken out."""
+    clean = np.isfinite(error).all(axis=1)
+    for t, _ in case.true_changes():
+        clean &= np.abs(trace.time_ms / 1e3 - t) > 2.0 + case.ramp_s + trace.window_ms / 2e3
+    if clean.sum() < 20:
+        return {"window_s": trace.window_ms / 1000.0}
+    left = error[clean] - error[clean].mean(axis=0)
+    se = trace.standard_error_mm[clean]
+    blocks = np.array_split(left, 6)
+    return {
+        "window_s": trace.window_ms / 1000.0,
+        "standard_error_mm": np.median(se, axis=0).tolist(),
+        "rms_mm": np.sqrt((left**2).mean(axis=0)).tolist(),
+        "pull_sd": (left / se).std(axis=0).tolist(),
+        "drift_mm": np.ptp([b.mean(axis=0) for b in blocks], axis=0).tolist(),
+        "noise_inflation": list(changes.noise_inflation),
+    }
+
+
+def _lists(trace: MotionTrace) -> dict[str, Any]:
+    return {
+        "window_ms": trace.window_ms,
+        "stop_ms": int(trace.edges_ms[-1]),
+        "displacement_mm": _plain(trace.displacement_mm),
+        "standard_error_mm": _plain(trace.standard_error_mm),
+        "counts": trace.counts.tolist(),
+        "reference": trace.reference,
+    }
+
+
+def _plain(values: F64) -> list[list[float | None]]:
+    return [[round(v, 4) if math.isfinite(v) else None for v in row] for row in values.tolist()]
+
+
+def load_trace(kept: dict[str, Any]) -> MotionTrace:
+    """Make a trace of what :func:`run_case` kept."""
+    place = np.array(kept["displacement_mm"], dtype=np.float64)
+    error = np.array(kept["standard_error_mm"], dtype=np.float64)  # None becomes NaN
+    edges = kept["window_ms"] * np.arange(len(place) + 1, dtype=np.int64)
+    edges[-1] = kept["stop_ms"]
+    return MotionTrace(
+        edges_ms=edges,
+        displacement_mm=place,
+        standard_error_mm=np.where(np.isfinite(error), error, np.inf),
+        counts=np.array(kept["counts"], dtype=np.int64),
+        reference_mm=np.zeros(3),
+        reference=kept["reference"],
+        scale=np.ones(len(place)),
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the finished lines of a JSON-lines file; a line cut off by a kill is passed over."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def run(
+    folder: Path,
+    scale: float,
+    *,
+    seconds: float = math.inf,
+    say: Callable[[str], object] = print,
+) -> int:
+    """Draw what is not there yet, tuning set first; give the number of scans still missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pool_file = folder / "pools.npz"
+    if not pool_file.is_file():
+        say("asking the photon simulator for its pools: about a minute")
+        make_pools().save(pool_file)
+    pools = Pools.load(pool_file)
+    begin = time.monotonic()
+    missing = 0
+    for which in FIRST_SEED:
+        path = folder / f"{which}.jsonl"
+        done = {line["case"]["seed"] for line in read_lines(path)}
+        todo = [c for c in suite_cases(which, scale) if c.seed not in done]
+        hours = sum(c.counts for c in todo) * SECONDS_PER_FULL_SCAN / 3600.0
+        say(f"{which}: {len(done)} scans done, {len(todo)} to do, {hours:.2f} h of one core")
+        with path.open("a", encoding="utf-8") as out:
+            for case in todo:
+                if time.monotonic() - begin > seconds:
+                    missing += 1
+                    continue
+                out.write(json.dumps(run_case(pools, case)) + "\n")
+                out.flush()
+    return missing
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One scan as a detector sees it."""
+
+    line: dict[str, Any]
+    place: Positions
+    score: F64
+
+    @property
+    def is_still(self) -> bool:
+        return not self.line["truth"]
+
+    def near_truth(self, at_s: float) -> bool:
+        reach = NEAR_S + self.line["case"]["ramp_s"] / 2.0 + self.place.window_s
+        return any(abs(at_s - t) <= reach for t, _ in self.line["truth"])
+
+    @property
+    def best(self) -> float:
+        """Largest score of a still scan, or near a change of a moved one."""
+        if self.is_still:
+            return float(self.score.max())
+        near = [self.near_truth(t) for t in self.place.time_s]
+        return float(self.score[near].max()) if any(near) else 0.0
+
+
+def score_all(lines: list[dict[str, Any]], name: str, options: Options) -> list[Scored]:
+    """Run one detector over scans: ours on our trace, the others on the centroid."""
+    detector = DETECTORS[name.removesuffix(", on our trace")][0]
+    is_own = name == "ours" or name.endswith(", on our trace")
+    scored = []
+    for line in lines:
+        place = positions(load_trace(line["trace" if is_own else "centroid"]))
+        scored.append(Scored(line, place, detector(place, **options)))
+    return scored
+
+
+def area_under_roc(scored: list[Scored]) -> float:
+    """Chance that a scan with a step scores above one without, ties half (Mann-Whitney)."""
+    still = np.array([s.best for s in scored if s.is_still])
+    moved = np.array([s.best for s in scored if s.line["case"]["kind"] == "step"])
+    if not (still.size and moved.size):
+        return math.nan
+    above = (moved[:, None] > still[None, :]).mean()
+    return float(above + 0.5 * (moved[:, None] == still[None, :]).mean())
+
+
+def tune(lines: list[dict[str, Any]], name: str) -> tuple[Options, float]:
+    """Choose of the eight settings the one of the largest area, and the alarm threshold.
+
+    The threshold is the largest score of a still tuning scan, so that none of them alarms;
+    ours keeps its own.
+    """
+    options = DETECTORS[name.removesuffix(", on our trace")][1]
+    scored = [score_all(lines, name, each) for each in options]
+    best = max(range(len(options)), key=lambda i: area_under_roc(scored[i]))
+    threshold = max((s.best for s in scored[best] if s.is_still), default=0.0)
+    return options[best], 1.0 if name == "ours" else threshold
+
+
+def judge(lines: list[dict[str, Any]], name: str, options: Options, threshold: float) -> Any:
+    """Judge one detector on the test set at its threshold."""
+    scored = score_all(lines, name, options)
+    still = [s for s in scored if s.is_still]
+    hours = sum(s.line["case"]["duration_s"] for s in still) / 3600.0
+    false = sum(len(alarms(s.place, s.score, threshold)) for s in still)
+    steps = [s for s in scored if s.line["case"]["kind"] == "step"]
+    rows = [(s, *_found(s, threshold, is_ours=name == "ours")) for s in steps]
+    large = [r for r in rows if _length(r[0]) >= 3.0]
+    hits = [r for r in rows if r[1] is not None]
+    return {
+        "method": name,
+        "settings": dict(options),
+        "area": area_under_roc(scored),
+        "found_3mm": [sum(r[1] is not None for r in large), len(large)],
+        "found": [len(hits), len(rows)],
+        "false_alarms": false,
+        "still_hours": round(hours, 2),
+        "time_error_s": _quantiles([abs(r[1]) for r in hits if r[1] is not None]),
+        "amplitude_rms_mm": _rms([r[2] for r in hits if np.isfinite(r[2])]),
+        "roc": _roc(steps, still, hours),
+    }
+
+
+def _length(s: Scored) -> float:
+    return math.dist((0, 0, 0), s.line["truth"][0][1])
+
+
+def _found(s: Scored, threshold: float, *, is_ours: bool) -> tuple[float | None, float]:
+    """Time error and error of the length of the alarm that found a scan's step."""
+    at, shift = s.line["truth"][0]
+    near = [t for t in alarms(s.place, s.score, threshold) if s.near_truth(t)]
+    if not near:
+        return None, math.nan
+    if is_ours and (fits := _fitted(s, at)) is not None:
+        return fits
+    first = near[0]
+    return first - at, float(np.linalg.norm(shift_at(s.place, first) - shift))
+
+
+def _fitted(s: Scored, at: float) -> tuple[float, float] | None:
+    """Ours refines time and shift; that is its answer."""
+    for c in s.line["changes"]:
+        if s.near_truth(c["time_s"]):
+            error = float(np.linalg.norm(np.subtract(c["shift_mm"], s.line["truth"][0][1])))
+            return c["time_s"] - at, error
+    return None
+
+
+def _quantiles(values: list[float]) -> list[float]:
+    return [float(np.quantile(values, q)) for q in (0.5, 0.95)] if values else []
+
+
+def _rms(values: list[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if values else math.nan
+
+
+def _roc(steps: list[Scored], still: list[Scored], hours: float) -> list[list[float]]:
+    """Alarms an hour and share of steps found, at falling thresholds."""
+    marks = sorted({s.best for s in [*steps, *still]}, reverse=True)
+    return [
+        [
+            sum(s.best > m for s in still) / max(hours, 1e-9),
+            float(np.mean([s.best > m for s in steps])) if steps else math.nan,
+        ]
+        for m in marks[:: max(len(marks) // 25, 1)]
+    ]
+
+
+METHODS = [
+    *DETECTORS,
+    "PELT (ruptures), on our trace",
+    "adaptive (after Revilla 2022), on our trace",
+]
+
+
+def score(folder: Path) -> list[dict[str, Any]]:
+    """Tune on the tuning set, judge on the test set, write ``scores.json``."""
+    sets = {which: read_lines(folder / f"{which}.jsonl") for which in FIRST_SEED}
+    for which, lines in sets.items():
+        kinds = {line["case"]["kind"] for line in lines}
+        if "step" not in kinds or not kinds & set(STILL):
+            raise InputError(
+                f"scoring needs scans with and without a step in the {which} set, but "
+                f"{which}.jsonl in {folder} holds {len(lines)} scans of {sorted(kinds)}; "
+                "run the suite first"
+            )
+    results = []
+    for name in METHODS:
+        options, threshold = tune(sets["tuning"], name)
+        results.append(judge(sets["test"], name, options, threshold))
+    part = folder / ".scores.json.part"
+    part.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    part.rename(folder / "scores.json")
+    return results
+
+
+def table(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Write the results as lines of Markdown."""
+    yield (
+        "| method | area under ROC | steps >= 3 mm found | all steps found | false alarms "
+        "| time error, median / 95 % | amplitude RMS |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for r in results:
+        time_s = " / ".join(f"{t:.2f}" for t in r["time_error_s"]) or "-"
+        (a, b), (c, d) = r["found_3mm"], r["found"]
+        yield (
+            f"| {r['method']} | {r['area']:.3f} | {a} of {b} | {c} of {d} | "
+            f"{r['false_alarms']} in {r['still_hours']:g} h | {time_s} s | "
+            f"{r['amplitude_rms_mm']:.2f} mm |"
+        )
+
+
+def main() -> None:
+    """Run or score the suite from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["run", "score"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the whole set")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this long")
+    options = parser.parse_args()
+    if options.what == "run":
+        missing = run(options.folder, options.scale, seconds=options.seconds)
+        print(f"{missing} scans missing; run again to go on" if missing else "complete")
+    else:
+        print("\n".join(table(score(options.folder))))
+
+
+if __name__ == "__main__":
+    main()
