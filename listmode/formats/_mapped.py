@@ -62,6 +62,14 @@ class MappedListmode(CoveredListmode):
             )
 
 
+def is_file(path: Path) -> bool:
+    """Say whether a path that a file names is a file; a name too long for the disk is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def map_file(path: Path, dtype: str | np.dtype[Any]) -> NDArray[Any]:
     """Map a file as an array of whole items; bytes that do not fill an item stay out.
 

@@ -24,6 +24,7 @@ I64 = NDArray[np.int64]
 
 MAGIC = b"yardl"
 _MAX_DEPTH = 48
+_MAX_DIMS = 32
 _MAX_NODES = 20_000
 _MAX_LENGTH = 1 << 20
 _MAX_VALUE_BYTES = 1 << 40
@@ -313,11 +314,17 @@ class Decoder:
         shape = node.shape
         if node.length is None:
             n_dims = self.length() if node.n_dims < 0 else node.n_dims
+            if n_dims > _MAX_DIMS:
+                raise InputError(
+                    f"an array must have at most {_MAX_DIMS} dimensions, but one before byte "
+                    f"{self.offset} has {n_dims}; the file is damaged: copy it again"
+                )
             shape = tuple(self.unsigned() for _ in range(n_dims))
-        n = 1
+        n = room = 1
         for extent in shape:
             n *= extent
-            if max(n, extent) > self._size:  # an empty array may claim huge extents
+            room *= max(extent, 1)
+            if room > self._size:  # also an empty array may claim huge extents
                 raise Truncated
         values = self._items(node.children[0], n)
         if isinstance(values, np.ndarray):

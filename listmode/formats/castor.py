@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from listmode.errors import InputError
 from listmode.events import EventBatch
-from listmode.formats._mapped import MAX_TICKS, MappedListmode, map_file
+from listmode.formats._mapped import MAX_TICKS, MappedListmode, is_file, map_file
 from listmode.formats._petsird_scanner import ring_slots, transaxial_slots
 from listmode.formats._scanner_text import read_description
 from listmode.formats.castor_writer import STREAMS, event_dtype, write_castor
@@ -213,7 +213,7 @@ def _number(keys: dict[str, str], key: str, name: str) -> float:
 
 def _data_path(header: Path, keys: dict[str, str]) -> Path:
     data = header.parent / Path(keys.get("data filename", "")).name
-    if data == header.parent or not data.is_file():
+    if data == header.parent or not is_file(data):
         raise InputError(
             f"a CASToR header must name its data file beside it, but {header.name!r} names "
             f"{data.name!r}, which is not there; put the data file into the same folder"
@@ -238,7 +238,7 @@ def _scanner_of_lut(header: Path, keys: dict[str, str], has_tof: bool) -> Scanne
     """Make a scanner of the look-up table that lies beside the header."""
     name = Path(keys.get("scanner name", "")).name
     lut = header.parent / f"{name}.lut"
-    if not name or not lut.is_file():
+    if not name or not is_file(lut):
         raise InputError(
             f"a CASToR scan needs its scanner's look-up table, but {lut.name!r} is not beside "
             f"{header.name!r}; copy it there (a .geom file must be turned into a .lut first)"

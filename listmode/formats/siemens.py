@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.formats import _kernels
-from listmode.formats._mapped import MappedListmode, map_file
+from listmode.formats._mapped import MappedListmode, is_file, map_file
 from listmode.formats.scanner_file import load_scanner
 from listmode.source import F18_BRANCHING, F18_HALF_LIFE_S, I64, ScanProtocol, Stream
 
@@ -360,7 +360,7 @@ def open_file(path: Path, header: Path | None) -> SiemensListmode:
     is_header = _is_header(head)
     if is_header:
         data = path.parent / Path(_read_header(path).get("name of data file", "")).name
-        if data == path.parent or not data.is_file():
+        if data == path.parent or not is_file(data):
             raise InputError(
                 f"a listmode header must name its data file beside it, but {path.name!r} names "
                 f"{data.name!r}, which is not there; put the data file into the same folder"

@@ -105,7 +105,9 @@ def test_chunk_that_the_index_has_lost_is_not_read_as_zeros(tmp_path: Path, name
     path.write_bytes(data.replace(key, bytes(16) + key[16:]))
     with h5py.File(path) as file:
         assert not file[name][-100:].any()  # what the library says
-    with pytest.raises(InputError, match=r"no place in the index|its index names"):
+    with pytest.raises(
+        InputError, match=r"no place in the index|its index names|must ascend from 0 to"
+    ):
         open_listmode(path).read("prompts", 0, 3 * CHUNK)
 
 
@@ -221,9 +223,39 @@ def test_group_in_place_of_a_dataset_is_refused(tmp_path: Path) -> None:
 def test_empty_array_of_huge_extent_is_truncated() -> None:
     item = _yardl.Node("fixed", dtype="<f8")
     node = _yardl.Node("array", children=(item,), n_dims=2)
-    data = np.frombuffer(b"\x00" + b"\xff" * 8 + b"\x7f" + bytes(20), np.uint8)
+    huge = b"\xff" * 8 + b"\x7f"
+    data = np.frombuffer(b"\x00" + huge + bytes(20), np.uint8)
     with pytest.raises(_yardl.Truncated):
         _yardl.Decoder(data, 0).value(node)
+    many = _yardl.Node("array", children=(item,), n_dims=12)
+    data = np.frombuffer(b"\x00" + b"\x60" * 11 + bytes(100), np.uint8)  # 0 x 96 x 96 x ...
+    with pytest.raises(_yardl.Truncated):
+        _yardl.Decoder(data, 0).value(many)
+
+
+def test_array_of_too_many_dimensions_is_refused() -> None:
+    node = _yardl.Node("array", children=(_yardl.Node("fixed", dtype="<f8"),), n_dims=-1)
+    with pytest.raises(InputError, match="at most 32 dimensions, but one before byte 1 has 40"):
+        _yardl.Decoder(np.frombuffer(b"\x28" + b"\x01" * 400, np.uint8), 0).value(node)
+
+
+@pytest.mark.parametrize("key", ["Data filename", "Scanner name"])
+def test_name_too_long_for_the_disk_is_no_file(tmp_path: Path, key: str) -> None:
+    write_castor(random_scan(1), tmp_path / "scan.cdh")
+    (tmp_path / "scan.stillpet.json").unlink()
+    lines = (tmp_path / "scan.cdh").read_text().splitlines()
+    lines = [f"{key}: {'x' * 300}" if line.startswith(key) else line for line in lines]
+    (tmp_path / "scan.cdh").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"is not there; put|is not beside"):
+        open_listmode(tmp_path / "scan.cdh")
+
+
+def test_header_that_names_too_long_a_file_is_refused(tmp_path: Path) -> None:
+    test_siemens.small_scan(tmp_path)
+    header = test_siemens.HEADER.replace(":= scan.l", ":=" + "x" * 300)
+    (tmp_path / "scan.l.hdr").write_text(header)
+    with pytest.raises(InputError, match="is not there; put the data file"):
+        open_listmode(tmp_path / "scan.l.hdr")
 
 
 def test_array_without_dimensions_is_one_value() -> None:
