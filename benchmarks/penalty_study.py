@@ -50,7 +50,7 @@ FILTERS_MM = (0.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 STRENGTHS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.03, 0.05)
 SHOWN_STRENGTH = 0.01  # whose convergence is shown
 PENALISED_ITERATIONS = 6
-LONG_ITERATIONS = 60
+LONG_ITERATIONS = 50
 
 
 def sphere_places() -> list[tuple[float, float, float]]:
@@ -129,7 +129,7 @@ def tradeoff(problem: Problem) -> dict[str, list[float]]:
 def methods() -> Iterator[tuple[str, RelativeDifference]]:
     kinds: tuple[Method, ...] = ("bsrem", "svrg")
     for method in kinds:
-        for relaxation in (0.1, 0.2, 0.5):
+        for relaxation in (0.05, 0.2):
             yield (
                 f"{method}, relaxation {relaxation:g}",
                 RelativeDifference(SHOWN_STRENGTH, method=method, relaxation=relaxation),
@@ -142,12 +142,12 @@ def convergence(problem: Problem) -> dict[str, list[list[float]]]:
     The reference is SVRG run long; SVRG takes one more pass every second iteration.
     """
     long = with_iterations(problem, LONG_ITERATIONS)
-    *_, best = RelativeDifference(SHOWN_STRENGTH, method="svrg", relaxation=0.2)(long)
+    *_, best = RelativeDifference(SHOWN_STRENGTH, method="svrg", relaxation=0.05)(long)
     curves: dict[str, list[list[float]]] = {}
     for name, settings in methods():
         n_passes = 0
         curves[name] = []
-        for k, image in enumerate(settings(with_iterations(problem, 16)), start=1):
+        for k, image in enumerate(settings(with_iterations(problem, 10)), start=1):
             n_passes += 1 + (settings.method == "svrg" and k % 2 == 0)
             curves[name].append([n_passes, relative_change(image.values, best.values)])
     return curves

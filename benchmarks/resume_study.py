@@ -2,7 +2,7 @@
 
     python -m benchmarks.resume_study --kills 30
 
-A small scan is reconstructed through the command line (randoms, penalised or not, replicates on
+A small scan is reconstructed through the command line (400 updates; penalised or replicates on
 request); each trial is killed with SIGKILL at a random moment between its start and the time a
 whole run takes, again and again until it ends by itself, and must leave the same bytes. The
 seed of the moments is fixed; what they hit depends on the machine, so the last line says how
@@ -26,7 +26,7 @@ from tests.recon.scans import write_scan
 
 OUT = Path("out/resume_study")
 START = "from recon.cli import main; main()"
-SETTINGS = "[osem]\nn_iterations = 20\nn_subsets = 5\nn_sensitivity_pairs = 400000\n"
+SETTINGS = "[osem]\nn_iterations = 80\nn_subsets = 5\nn_sensitivity_pairs = 400000\n"
 
 
 def command(folder: Path, more: list[str]) -> list[str]:
@@ -71,7 +71,7 @@ def main() -> None:
         while True:
             process = start(folder, more)
             try:
-                process.wait(timeout=float(rng.uniform(0.0, seconds)))
+                process.wait(timeout=float(rng.uniform(0.1 * seconds, seconds)))
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()

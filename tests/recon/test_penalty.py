@@ -132,7 +132,7 @@ def test_the_ascent_ends_at_the_maximum_found_by_another_method() -> None:
         listmode.scanner, listmode.protocol, part, np.array([0, len(part)])
     )
     grid = Grid.centred((3, 3, 4), 20.0)
-    penalty = RelativeDifference(0.3, epsilon_bq_ml=0.01, relaxation=0.02)
+    penalty = RelativeDifference(0.3, epsilon_bq_ml=0.01, method="svrg", relaxation=0.02)
     settings = OsemSettings(n_iterations=60, n_subsets=4, psf_fwhm_mm=0.0,
                             n_sensitivity_pairs=200_000)  # fmt: skip
     with prepare(listmode, listmode.extent, grid=grid, settings=settings) as problem:
@@ -183,8 +183,11 @@ def test_both_ways_climb_and_svrg_is_nearer_to_the_top(psf_fwhm_mm: float) -> No
                 found.append(_objective(problem, penalty, values, seen.astype(np.float64)))
             return np.array(found)
 
-        top = heights(RelativeDifference(0.3, relaxation=0.3), 40).max()
-        svrg, bsrem = (heights(RelativeDifference(0.3, method=m)) for m in ("svrg", "bsrem"))
+        top = heights(RelativeDifference(0.3, method="svrg", relaxation=0.3), 40).max()
+        svrg, bsrem = (
+            heights(RelativeDifference(0.3, method=m, relaxation=0.2))
+            for m in ("svrg", "bsrem")
+        )
     assert (np.diff(svrg) > 0).all()
     assert (np.diff(bsrem) > 0).all()
     left = (top - svrg[-1]) / (top - svrg[0]), (top - bsrem[-1]) / (top - bsrem[0])
@@ -237,8 +240,8 @@ def test_impossible_penalties_are_refused(wrong: dict[str, Any], message: str) -
 
 def test_the_settings_file_switches_to_the_penalty(tmp_path: Any) -> None:
     path = tmp_path / "penalty.toml"
-    path.write_text('[penalty]\nstrength = 0.2\nmethod = "bsrem"\n', "utf-8")
-    assert load_settings(path).penalty == RelativeDifference(0.2, method="bsrem")
+    path.write_text('[penalty]\nstrength = 0.2\nmethod = "svrg"\n', "utf-8")
+    assert load_settings(path).penalty == RelativeDifference(0.2, method="svrg")
     assert load_settings(None).penalty is None
     path.write_text("[penalty]\nstrenght = 0.2\n", "utf-8")
     with pytest.raises(InputError, match="did you mean 'strength'"):
