@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
@@ -128,9 +129,14 @@ class Hdf5Listmode(CoveredListmode):
         self._hold(held)
 
     def _read_ticks(self, stream: Stream) -> I64:
-        stored = layout.read_array(
-            self._file[stream], "tick_offset", "iu", MAX_TICKS + 1, is_growing=self.is_live
-        )
+        group = self._file[stream]
+        if self.is_complete or self.is_live:
+            stored = layout.read_array(
+                group, "tick_offset", "iu", MAX_TICKS + 1, is_growing=self.is_live
+            )
+        else:
+            n = min(_n_whole(group["tick_offset"], len(self._mapped)), MAX_TICKS + 1)
+            stored = _first_readable(group["tick_offset"], n)
         offset: I64 = stored.astype(np.int64, copy=False)
         offset.setflags(write=False)
         return offset
@@ -163,7 +169,10 @@ class Hdf5Listmode(CoveredListmode):
                     )
 
     def _n_stored(self, stream: Stream) -> int:
-        return min(len(self._file[stream][name]) for name in layout.COLUMNS)
+        columns = [self._file[stream][name] for name in layout.COLUMNS]
+        if self.is_live:
+            return min(len(column) for column in columns)
+        return min(_n_whole(column, len(self._mapped)) for column in columns)
 
     def _salvage(self) -> None:
         """Keep the ticks whose events all arrived in both streams."""
@@ -353,6 +362,42 @@ def _another_kind(path: Path) -> InputError:
         f"{path.name!r} must be a stillpet listmode file, but it is another kind of HDF5 file; "
         "convert it or choose another file"
     )
+
+
+def _n_whole(dataset: h5py.Dataset, n_bytes: int) -> int:
+    """Count the values of a dataset up to its first chunk that is not in the file.
+
+    A writer that is killed while it flushes may have stored the length before the index of
+    chunks, or the index before the chunk.
+    """
+    if dataset.chunks is None:
+        return 0
+    there: set[int] = set()
+
+    def note(info: Any) -> None:
+        if info.byte_offset + info.size <= n_bytes:
+            there.add(int(info.chunk_offset[0]))
+
+    with contextlib.suppress(RuntimeError, OSError):
+        dataset.id.chunk_iter(note)
+    n = 0
+    while n in there:
+        n += int(dataset.chunks[0])
+    return min(n, len(dataset))
+
+
+def _first_readable(dataset: h5py.Dataset, n: int) -> NDArray[Any]:
+    """Read the first ``n`` values, or as many whole chunks as the library can reach.
+
+    The library refuses what lies past the end that the file's head gives, which a killed
+    writer may not have set any more.
+    """
+    while n > 0:
+        with contextlib.suppress(RuntimeError, OSError):
+            values: NDArray[Any] = dataset[:n]
+            return values
+        n = (n - 1) // dataset.chunks[0] * dataset.chunks[0]
+    return np.empty(0, dataset.dtype)
 
 
 def _ascending(offset: I64) -> I64:

@@ -13,13 +13,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from listmode.formats import open_listmode
+from listmode.formats import _hdf5_writer, open_listmode
+from listmode.formats._atomic import GuardedFile
 from listmode.formats._hdf5_layout import CHUNK_EVENTS, CHUNK_TICKS
 from listmode.formats.convert import repair_listmode
+from listmode.formats.hdf5 import Hdf5Listmode, ListmodeWriter
 from listmode.formats.validate import validate_listmode
 from listmode.source import Listmode, Stream
 from tests.strategies import joined, random_scan, same_events
@@ -152,6 +155,45 @@ def test_killed_writer_leaves_a_file_with_all_that_was_flushed(
             _assert_holds_what_was_written(saved, flushed_ms)
     found = validate_listmode(left)
     assert found.is_sound, found.faults
+
+
+class _Recorded(GuardedFile):
+    """Remembers every write, in order."""
+
+    log: ClassVar[list[tuple[int, bytes]]] = []
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.log.append((self.tell(), bytes(memoryview(data).cast("B"))))
+        return super().write(data)
+
+
+def test_plain_file_opens_between_any_two_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every state that a kill can leave on the disk, and not only those that chance finds."""
+    monkeypatch.setattr(_hdf5_writer, "GuardedFile", _Recorded)
+    monkeypatch.setattr(_Recorded, "log", [])
+    scan = random_scan(1, n_prompts=40_000, n_delayeds=9_000, n_ticks=N_TICKS, has_truth=True)
+    writer = ListmodeWriter(
+        tmp_path / "scan.h5", scanner=scan.scanner, protocol=scan.protocol, has_truth=True
+    )
+    n_writes = []
+    for _ in range(30):
+        writer.append("prompts", scan.prompts, np.diff(scan.prompts_offset), scan.truth)
+        writer.append("delayeds", scan.delayeds, np.diff(scan.tick_offset("delayeds")))
+        n_writes.append(len(_Recorded.log))
+    n_first = 20  # several chunks of each column are flushed by then
+    image = bytearray()
+    for k, (at, data) in enumerate(_Recorded.log[: n_writes[-1]]):
+        image.extend(bytes(max(at + len(data) - len(image), 0)))
+        image[at : at + len(data)] = data
+        if k + 1 < n_writes[n_first - 1]:
+            continue
+        n_parts = int(np.searchsorted(n_writes, k + 1, side="right"))
+        (tmp_path / "killed.h5").write_bytes(image)
+        with Hdf5Listmode(tmp_path / "killed.h5") as read:
+            _assert_holds_what_was_written(read, _flushed_by_plain_writer(n_parts))
+    writer.close()
 
 
 def test_killed_and_finished_files_hold_the_same(tmp_path: Path) -> None:
