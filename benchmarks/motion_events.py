@@ -11,7 +11,7 @@ A scan is then drawn event by event: a time, a uniform place in the ellipsoid as
 large as it is at that time, accepted with the sensitivity there, and a residual; and an event
 of the surroundings, moved with the body (trues and scatter) or not (randoms). Left out: the
 scatter of the bladder's own excess, and that the surroundings' attenuation moves.
-``check_against_photons`` compares the traces with those of the photon simulator.
+``benchmarks.motion_envelope photons`` compares such a scan with the photon simulator's.
 """
 
 from __future__ import annotations
