@@ -137,8 +137,9 @@ def make_castor_plain(folder: Path) -> Seed:
 def make_gate(folder: Path) -> Seed:
     """Write a small GATE file with its map; needs the extra ``gate``."""
     from tests.listmode.formats import test_gate
+    from tests.toy_scan import toy
 
-    path = test_gate.write(folder, test_gate.toy(1, n=40).columns)
+    path = test_gate.write(folder, toy(1, n=40).columns)
     words: list[Change] = [mutations.flip_bits, mutations.damage_bytes, mutations.cut]
     text: list[Change] = [mutations.damage_text, mutations.damage_bytes]
     targets = {path: words, folder / "scan.gate.toml": text}
