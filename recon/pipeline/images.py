@@ -99,9 +99,7 @@ def estimate_run(
     n_events = listmode.count(windows)
     cost = estimate_cost(n_events, grid, settings.osem, threads)
     memory, seconds = cost.memory_bytes, cost.seconds
-    if (
-        settings.penalty is not None
-    ):  # SVRG: a back projection a subset, a pass every second time
+    if settings.penalty is not None and settings.penalty.method == "svrg":
         memory += 4 * grid.n_voxels * (settings.osem.n_subsets + 2)
         seconds *= 1.5
     if n_replicates := settings.bootstrap.n_replicates:
