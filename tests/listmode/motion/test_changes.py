@@ -9,7 +9,7 @@ import pytest
 
 from listmode.formats.scanner_file import load_scanner
 from listmode.memory import MemoryListmode
-from listmode.motion import analyse_motion
+from listmode.motion import MotionSettings, analyse_motion
 from listmode.motion.changes import (
     ChangeSettings,
     detection_threshold,
@@ -18,7 +18,7 @@ from listmode.motion.changes import (
 )
 from listmode.motion.classify import classify
 from listmode.motion.steps import GROWTH_PER_MIN, Series, best_fit, fit_steps, scan_statistic
-from listmode.motion.trace import MotionTrace
+from listmode.motion.trace import MotionTrace, TraceSettings
 from listmode.scanner import Scanner
 from tests.listmode.motion.synthetic import MadeUpScan, make_listmode, step
 
@@ -270,3 +270,15 @@ def test_a_scan_without_tof_or_without_events_is_analysed_and_says_so(quadra: Sc
     mmr = load_scanner("mmr")
     one = MemoryListmode(mmr, empty.protocol, empty.prompts, np.zeros(20_001, np.int64))
     assert "without TOF" in analyse_motion(one).note
+
+
+@pytest.mark.slow
+def test_a_bladder_too_faint_to_follow_is_left_for_the_whole_body(quadra: Scanner) -> None:
+    """Windows of 20 ms hold so few events that any bladder is as faint as that."""
+    settings = MotionSettings(trace=TraceSettings(max_window_ms=20, coarse_ms=2000))
+    listmode = make_listmode(quadra, MadeUpScan(duration_s=10.0, seed=42))
+    result = analyse_motion(listmode, settings=settings)
+    assert result.search.best is not None
+    assert result.reference == "whole body"
+    assert result.followed is None
+    assert "too faint to follow; the whole body was followed instead" in result.note
