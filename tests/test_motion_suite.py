@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from benchmarks._kernels_motion import largest_change
 from benchmarks.motion_baselines import DETECTORS, alarms, positions
 from benchmarks.motion_events import (
     NODE_Z_MM,
@@ -149,6 +150,16 @@ def _line(seed: int, steps: tuple[tuple[float, tuple[float, float, float]], ...]
         "trace": kept,
         "centroid": kept,
     }
+
+
+def test_the_largest_change_is_the_distance_to_the_row_before() -> None:
+    rng = np.random.default_rng(4)
+    trace = rng.standard_normal((40, 3))
+    for lag in (1, 5):
+        slow = [0.0] * lag + [
+            float(np.linalg.norm(b - a)) for a, b in zip(trace[:-lag], trace[lag:], strict=True)
+        ]
+        assert largest_change(trace, lag) == pytest.approx(slow)
 
 
 def test_the_area_under_the_roc_is_the_share_of_pairs_in_order() -> None:
