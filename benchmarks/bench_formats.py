@@ -30,7 +30,8 @@ from listmode.scanner import Scanner
 from listmode.source import Listmode, ScanProtocol, Stream
 from listmode.windows import Windows
 from recon.image import Grid
-from recon.osem import OsemSettings, reconstruct
+from recon.osem import OsemSettings
+from recon.reconstruct import reconstruct
 
 STREAMS: tuple[Stream, Stream] = ("prompts", "delayeds")
 N_SECONDS = 60

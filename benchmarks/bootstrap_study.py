@@ -29,7 +29,8 @@ from listmode.simulate.shapes import Phantom, Shape
 from recon.bootstrap import bootstrap
 from recon.hotspots.segment import FractionOfMax, find_hotspots
 from recon.image import Grid, Volume
-from recon.osem import OsemSettings, prepare, run
+from recon.osem import OsemSettings, run
+from recon.reconstruct import prepare
 from recon.sensitivity import compute_sensitivity
 
 OUT = Path("out/bootstrap_study")

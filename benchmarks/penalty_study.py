@@ -34,9 +34,10 @@ from listmode.simulate.generate import simulate_in_memory
 from listmode.simulate.protocols import Dose
 from listmode.simulate.shapes import Phantom, Shape
 from recon.image import Grid, Volume
-from recon.osem import OsemSettings, Problem, osem, prepare, relative_change
+from recon.osem import OsemSettings, Problem, osem, relative_change
 from recon.penalty import Method, RelativeDifference
 from recon.psf import blur
+from recon.reconstruct import prepare
 from recon.sensitivity import compute_sensitivity
 
 OUT = Path("out/penalty_study")

@@ -26,7 +26,8 @@ from recon.corrections.additive import AdditiveModel, PartModel
 from recon.corrections.randoms import estimate_randoms
 from recon.corrections.scatter import ScatterModel
 from recon.image import Grid, Volume
-from recon.osem import OsemSettings, reconstruct
+from recon.osem import OsemSettings
+from recon.reconstruct import reconstruct
 from recon.scatter_loop import estimate_scatter_iteratively, spread_part
 from recon.sensitivity import compute_sensitivity
 

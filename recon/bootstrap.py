@@ -175,9 +175,9 @@ def bootstrap(problem: Problem, n_replicates: int = 24, seed: int = 1) -> Replic
     Parameters
     ----------
     problem
-        From :func:`recon.osem.prepare`; the same iterations, subsets, resolution and filter as
-        for the image. Sensitivity and additive term are shared: their own uncertainty is not
-        in the replicates.
+        From :func:`recon.reconstruct.prepare`; the same iterations, subsets, resolution and
+        filter as for the image. Sensitivity and additive term are shared: their own
+        uncertainty is not in the replicates.
     n_replicates
         Rounded up to a multiple of eight.
     seed

@@ -26,8 +26,9 @@ from recon.events_store import (
 )
 from recon.image import Grid, Volume
 from recon.motion import Poses
-from recon.osem import Algorithm, OsemSettings, additive_terms, osem, prepare, run
+from recon.osem import Algorithm, OsemSettings, osem, run
 from recon.projector import RayModel, TaskPlan, check_events
+from recon.reconstruct import additive_terms, prepare
 from recon.sensitivity import Sensitivity, compute_sensitivity
 
 I32 = NDArray[np.int32]
@@ -58,7 +59,7 @@ def reconstruct_gates(
     additive
         Randoms and scatter of each gate; none if empty.
     grid, mu, settings, sensitivity, algorithm, threads, cache_dir, progress
-        As for :func:`recon.osem.reconstruct`; the sensitivity serves all gates.
+        As for :func:`recon.reconstruct.reconstruct`; the sensitivity serves all gates.
 
     Returns
     -------
@@ -69,7 +70,7 @@ def reconstruct_gates(
     ------
     InputError
         If gates overlap, a gate is empty or holds no events, additive models are not given for
-        each, or as for :func:`recon.osem.reconstruct`.
+        each, or as for :func:`recon.reconstruct.reconstruct`.
     """
     settings = settings or OsemSettings()
     _check(listmode, gates, additive)

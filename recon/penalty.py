@@ -183,7 +183,7 @@ def ascend(problem: Problem, settings: RelativeDifference) -> Iterator[Volume]:
     Parameters
     ----------
     problem
-        From :func:`recon.osem.prepare`.
+        From :func:`recon.reconstruct.prepare`.
     settings
         Prior and steps.
 

@@ -18,7 +18,8 @@ from recon.corrections.scatter import ScatterModel, estimate_scatter
 from recon.corrections.scatter_grid import DEFAULT, ScatterSettings
 from recon.image import Grid, Volume
 from recon.motion import Poses, join, move_volume
-from recon.osem import OsemSettings, reconstruct
+from recon.osem import OsemSettings
+from recon.reconstruct import reconstruct
 from recon.sensitivity import average_sensitivity
 
 F32 = NDArray[np.float32]
@@ -78,7 +79,7 @@ def estimate_scatter_iteratively(
     ------
     InputError
         If there is less than one round, or as for :func:`estimate_scatter` and
-        :func:`recon.osem.reconstruct`.
+        :func:`recon.reconstruct.reconstruct`.
     """
     return estimate_scatter_by_pose(
         listmode, Poses.still(windows), mu=mu, grid=grid,

@@ -37,6 +37,8 @@ ORDER = {
         "events_store",
         "checkpoint",
         "osem",
+        "reconstruct",
+        "cost",
         "penalty",
         "bootstrap",
         "gates",

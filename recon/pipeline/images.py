@@ -18,10 +18,12 @@ from recon.bootstrap import Replicates, bootstrap, bootstrap_bytes, count_lanes
 from recon.corrections.additive import ByPose, share_out
 from recon.corrections.randoms import RandomsModel, estimate_randoms_by_pose
 from recon.corrections.scatter import ScatterModel
+from recon.cost import estimate_cost
 from recon.image import Grid, Volume
 from recon.io.nifti import check_mu, resample_to
 from recon.motion import Poses
-from recon.osem import Problem, estimate_cost, osem, prepare, run
+from recon.osem import Problem, osem, run
+from recon.reconstruct import prepare
 from recon.scatter_loop import estimate_scatter_by_pose
 from recon.sensitivity import Sensitivity, average_sensitivity
 from recon.settings import GridSettings, Settings
@@ -192,7 +194,8 @@ def reconstruct_scan(
     threads, cache_dir, progress
         As everywhere.
     resume_dir
-        Folder that keeps the states of the iterations; see :func:`recon.osem.reconstruct`.
+        Folder that keeps the states of the iterations; as in
+        :func:`recon.reconstruct.reconstruct`.
 
     Raises
     ------

@@ -27,8 +27,9 @@ from recon.motion import (
     whole_body_moves,
 )
 from recon.motion.registration import register_rigid
-from recon.osem import OsemSettings, reconstruct
+from recon.osem import OsemSettings
 from recon.pipeline.images import choose_grid
+from recon.reconstruct import reconstruct
 from recon.scatter_loop import spread_part
 from recon.sensitivity import compute_sensitivity
 from recon.settings import GridSettings, Settings

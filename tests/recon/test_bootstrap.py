@@ -27,8 +27,9 @@ from recon.bootstrap import (
     poisson_limits,
 )
 from recon.image import Grid
-from recon.osem import OsemSettings, prepare
+from recon.osem import OsemSettings
 from recon.projector import back, forward
+from recon.reconstruct import prepare
 from tests.recon.test_osem import _cut, _small_case
 
 SETTINGS = OsemSettings(n_iterations=2, n_subsets=2, psf_fwhm_mm=6.0)

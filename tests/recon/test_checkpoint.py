@@ -17,8 +17,9 @@ import pytest
 from listmode.errors import InputError
 from listmode.progress import SILENT
 from recon.checkpoint import Checkpoint, State, digest
-from recon.osem import Algorithm, OsemSettings, Problem, osem, prepare, reconstruct, run
+from recon.osem import Algorithm, OsemSettings, Problem, osem, run
 from recon.penalty import RelativeDifference
+from recon.reconstruct import prepare, reconstruct
 from tests.recon.scans import write_scan
 from tests.recon.test_osem import _small_case
 

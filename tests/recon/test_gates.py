@@ -11,8 +11,9 @@ from listmode.memory import MemoryListmode
 from listmode.source import Stream
 from listmode.windows import Windows
 from recon.gates import reconstruct_gates
-from recon.osem import Algorithm, OsemSettings, osem, reconstruct
+from recon.osem import Algorithm, OsemSettings, osem
 from recon.penalty import RelativeDifference
+from recon.reconstruct import reconstruct
 from tests.recon.test_osem import _small_case
 
 GATES = [Windows([50, 90], [60, 130]), Windows([60, 130, 140], [90, 135, 150])]

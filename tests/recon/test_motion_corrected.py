@@ -25,11 +25,12 @@ from recon.corrections.additive import ByPose, share_out
 from recon.corrections.randoms import estimate_randoms, estimate_randoms_by_pose
 from recon.image import Grid, Volume
 from recon.motion import Poses, poses_from_changes, rigid
-from recon.osem import OsemSettings, additive_terms, calibration_s, reconstruct
+from recon.osem import OsemSettings
 from recon.pipeline import reconstruct_scan
 from recon.pipeline import scan as scan_stage
 from recon.pipeline.motion import analyse, recorded_poses
 from recon.pipeline.scan import run_scan
+from recon.reconstruct import additive_terms, calibration_s, reconstruct
 from recon.report.measures import axial_profile, measure_profile
 from recon.sensitivity import average_sensitivity, compute_sensitivity
 from recon.settings import Settings

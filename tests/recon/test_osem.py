@@ -14,18 +14,13 @@ from listmode.memory import MemoryListmode
 from listmode.scanner import TofModel
 from listmode.source import LiveFraction, ScanProtocol
 from listmode.windows import Windows
+from recon.cost import estimate_cost
 from recon.events_store import store_events
 from recon.image import Grid, Volume
-from recon.osem import (
-    OsemSettings,
-    Problem,
-    calibration_s,
-    estimate_cost,
-    osem,
-    reconstruct,
-)
+from recon.osem import OsemSettings, Problem, osem
 from recon.projector import RayModel, TaskPlan, forward
 from recon.psf import blur
+from recon.reconstruct import calibration_s, reconstruct
 from recon.sensitivity import Sensitivity, compute_sensitivity
 from tests.oracles import cylinder_scan, small_scanner, some_events
 

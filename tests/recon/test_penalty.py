@@ -17,9 +17,10 @@ from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.memory import MemoryListmode
 from recon.image import Grid
-from recon.osem import OsemSettings, Problem, osem, prepare, relative_change
+from recon.osem import OsemSettings, Problem, osem, relative_change
 from recon.penalty import Prior, RelativeDifference
 from recon.projector import forward
+from recon.reconstruct import prepare
 from recon.settings import load_settings
 from tests.oracles import dense_matrix
 from tests.recon.test_osem import _small_case

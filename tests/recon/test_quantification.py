@@ -11,7 +11,8 @@ from listmode.simulate.phantom import cylinder_phantom
 from listmode.simulate.protocols import LOW_DOSE_FDG
 from recon.corrections.randoms import estimate_randoms
 from recon.image import Grid, Volume
-from recon.osem import OsemSettings, reconstruct
+from recon.osem import OsemSettings
+from recon.reconstruct import reconstruct
 
 ACTIVITY_BQ_ML = 1500.0
 
