@@ -3,7 +3,7 @@
     python -m benchmarks.chain_study --patients 64 --out out/chain_study
 
 Patients come from the frozen cohort generator and lie in the phantom of listmode.simulate.psma;
-benchmarks/chain_patient.py takes each through every condition (about 50 s on one core, 2 GB).
+benchmarks/chain_patient.py takes each through every condition (about 50 s on one core, 1 GB).
 One line of JSON a patient goes to ``patients.jsonl`` as soon as it is done, so a stopped or
 killed run goes on where it was and ends with the same file; ``--table`` prints the tables of
 docs/chain.md from what is there. Seeds were fixed before the first run.
@@ -143,7 +143,7 @@ def _study(code: str, patients: dict[str, Patient], plan: ChainPlan) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patients", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=1, help="processes, 2 GB each")
+    parser.add_argument("--workers", type=int, default=1, help="processes, 1 GB each")
     parser.add_argument("--out", type=Path, default=Path("out/chain_study"))
     parser.add_argument("--count-fraction", type=float, default=ChainPlan.count_fraction)
     parser.add_argument("--voxel-mm", type=float, default=ChainPlan.voxel_mm)
@@ -157,7 +157,8 @@ def main() -> None:
         plan = ChainPlan(count_fraction=options.count_fraction, voxel_mm=options.voxel_mm)
         check_plan(options.out / "plan.json", plan)
         patients, left_out = choose_patients(options.patients, plan)
-        print(f"{len(patients)} patients, about 50 s of one core each", *left_out, sep="\n")
+        print(f"{len(patients)} patients, about 50 s of one core and 1 GB each")
+        print(*left_out, sep="\n")
         by_code = {patient.code: patient for patient in patients}
         work = partial(_study, patients=by_code, plan=plan)
         if options.workers > 1:
