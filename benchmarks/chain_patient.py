@@ -32,6 +32,7 @@ from recon.image import Volume
 from recon.motion import Poses, poses_from_changes
 from recon.pipeline.images import reconstruct_scan, to_suv
 from recon.pipeline.labels import LabelMap
+from recon.pipeline.measure import without_ends
 from recon.pipeline.motion import fit_mu
 from recon.sensitivity import Sensitivity
 from recon.settings import Settings
@@ -103,7 +104,9 @@ def _images(
         )  # fmt: skip
         suv = to_suv(done.volume, listmode.protocol)
         assert suv is not None
-        return suv, done.sensitivity
+        return without_ends(suv, done.sensitivity, settings.hotspots.min_sensitivity), (
+            done.sensitivity
+        )
 
     volume, sensitivity = image(scans.still, everything, scans.mu)
     yield STILL_SCAN, volume, scans.labels, still

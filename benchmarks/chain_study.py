@@ -31,7 +31,7 @@ from listmode.errors import InputError
 from recon.hotspots.cohort import generate_cohort
 from recon.io.cohorts import load_cohort_settings
 
-COHORT_SEED = 20261125  # of the patients
+COHORT_SEED = 20270101  # of the patients; the pilot had another
 
 
 def choose_patients(n: int, plan: ChainPlan) -> tuple[list[Patient], list[str]]:

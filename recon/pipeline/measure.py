@@ -25,6 +25,7 @@ from recon.hotspots.segment import (
 from recon.image import Volume
 from recon.io.nifti import load_volume, resample_to
 from recon.pipeline.labels import LabelMap
+from recon.sensitivity import Sensitivity
 from recon.settings import HotspotSettings
 from recon.suv import SUV_WORDS, SuvBy
 
@@ -178,3 +179,20 @@ def load_in_suv(path: Path, by: SuvBy = "weight") -> tuple[Volume, float | None]
     if volume.unit == "Bq/mL":
         volume = Volume(volume.values * factor, volume.grid, "SUV", volume.provenance)
     return volume, factor
+
+
+def without_ends(volume: Volume, sensitivity: Sensitivity, share: float) -> Volume:
+    """Blank the slices at the ends of the field of view where noise is all there is.
+
+    Parameters
+    ----------
+    volume
+        Any unit.
+    sensitivity
+        On the volume's voxels.
+    share
+        Of the best slice's mean sensitivity; slices below become 0.
+    """
+    mean = sensitivity.values.mean(axis=(0, 1), dtype=np.float64)
+    is_seen = (mean >= share * mean.max()).astype(np.float32)
+    return Volume(volume.values * is_seen, volume.grid, volume.unit, volume.provenance)

@@ -29,7 +29,7 @@ from recon.pipeline.images import (
     to_suv,
 )
 from recon.pipeline.labels import LabelMap
-from recon.pipeline.measure import measure_image
+from recon.pipeline.measure import measure_image, without_ends
 from recon.pipeline.motion import (
     analyse,
     find_poses,
@@ -196,7 +196,7 @@ def run_scan(
         for name, done in images.items()
     }
     searched = {
-        name: _without_ends(volume, full.sensitivity, wanted.hotspots.min_sensitivity)
+        name: without_ends(volume, full.sensitivity, wanted.hotspots.min_sensitivity)
         for name, volume in shown.items()
     }
     tables = {
@@ -273,15 +273,6 @@ def save_uncertainty(
         replicates=done.replicates,
     )
     save_hotspots(folder / f"{name}_hotspots.csv", table)
-
-
-def _without_ends(volume: Volume, sensitivity: Sensitivity, share: float) -> Volume:
-    """Blank the slices at the ends of the field of view where noise is all there is."""
-    mean = sensitivity.values.mean(axis=(0, 1), dtype=np.float64)
-    is_seen = mean >= share * mean.max()
-    return Volume(
-        volume.values * is_seen.astype(np.float32), volume.grid, volume.unit, volume.provenance
-    )
 
 
 def _scan_notes(listmode: Listmode, by: SuvBy) -> list[str]:
