@@ -79,6 +79,7 @@ def test_a_scanner_without_rings_is_sampled_alike() -> None:
         crystal_normal=scanner.crystal_normal[order],
         crystal_ring=scanner.crystal_ring[order],
         crystal_transaxial=np.arange(scanner.n_crystals, dtype=np.int32),
+        n_transaxial=scanner.n_crystals,
     )
     regular = compute_sensitivity(scanner, GRID, n_pairs=2_000_000)
     free = compute_sensitivity(shuffled, GRID, n_pairs=4_000_000)

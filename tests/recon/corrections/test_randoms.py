@@ -90,7 +90,11 @@ def test_sums_over_partners_are_those_of_all_pairs() -> None:
     assert find_rings(scanner) is not None
     np.testing.assert_allclose(partners(scanner).sum_partners(values), truth, rtol=1e-12)
     # The same crystals without rings: a sample of partners, within its sampling error.
-    free = replace(scanner, crystal_transaxial=np.arange(scanner.n_crystals, dtype=np.int32))
+    free = replace(
+        scanner,
+        crystal_transaxial=np.arange(scanner.n_crystals, dtype=np.int32),
+        n_transaxial=scanner.n_crystals,
+    )
     assert find_rings(free) is None
     sampled = partners(free).sum_partners(values)
     assert np.abs(sampled / truth - 1).mean() < 0.08
