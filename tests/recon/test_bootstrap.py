@@ -69,6 +69,7 @@ def test_draws_of_replicates_events_and_seeds_are_unrelated() -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.filterwarnings("ignore:overflow encountered in scalar")  # the hash wraps
 def test_an_update_of_lanes_is_that_of_each_replicate_alone() -> None:
     listmode, grid, sensitivity = _small_case()
     with prepare(listmode, listmode.extent, grid=grid, sensitivity=sensitivity) as problem:
