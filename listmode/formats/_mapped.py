@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,11 @@ def map_file(path: Path, dtype: str | np.dtype[Any]) -> NDArray[Any]:
             raise InputError(
                 f"a listmode file must hold data, but {path.name!r} is empty; copy it again"
             )
-        mapped = np.memmap(path, dtype=dtype, mode="r", shape=(n,))
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), n * size, access=mmap.ACCESS_READ)
     except OSError as error:
         raise InputError(
             f"a listmode file must be readable, but {path.name!r} is not: {error.strerror}; "
             "check its path and permissions"
         ) from None
-    return mapped.view(np.ndarray)  # one plain type for the kernels
+    return np.frombuffer(mapped, dtype, n)

@@ -11,7 +11,8 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ MAGIC = b"yardl"
 _MAX_DEPTH = 48
 _MAX_DIMS = 32
 _MAX_NODES = 20_000
+_MAX_KEPT_BYTES = 1 << 17
 _MAX_LENGTH = 1 << 20
 _MAX_VALUE_BYTES = 1 << 40
 _FIXED = {
@@ -51,7 +53,11 @@ class Node:
 
     ``kind`` is one of fixed, unsigned, signed, string, record, vector, array, union, optional
     and map. ``length`` is the number of items of a fixed vector or array, and ``n_dims`` the
-    number of stored dimensions of an array (-1: stored as well).
+    number of stored dimensions of an array (-1: stored as well). ``layout`` is the dtype and
+    shape of a type that is one block of equal floats or bytes, or ``""``: a record of a single
+    such field counts too (a coordinate, a rigid transformation), since decoding 243,200 of them
+    by one ``frombuffer`` instead of one by one is what makes a long scanner's header open at
+    once. ``least_bytes`` is the least number of bytes that a value takes.
     """
 
     kind: str
@@ -63,10 +69,37 @@ class Node:
     shape: tuple[int, ...] = ()
     n_dims: int = 0
     has_null: bool = False
+    layout: tuple[str, tuple[int, ...]] = field(init=False, compare=False, repr=False)
+    least_bytes: int = field(init=False, compare=False, repr=False)
 
     def field(self, name: str) -> Node | None:
         """Give the type of a record's field, or ``None`` if it has no such field."""
         return self.children[self.fields.index(name)] if name in self.fields else None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", self._find_layout())
+        object.__setattr__(self, "least_bytes", self._find_least_bytes())
+
+    def _find_layout(self) -> tuple[str, tuple[int, ...]]:
+        if self.kind == "fixed":
+            return self.dtype, ()
+        if self.kind in ("vector", "array") and self.length is not None:
+            dtype, inner = self.children[0].layout
+            return dtype, ((*(self.shape or (self.length,)), *inner) if dtype else ())
+        if self.kind == "record" and len(self.children) == 1:
+            return self.children[0].layout
+        return "", ()
+
+    def _find_least_bytes(self) -> int:
+        if self.kind == "fixed":
+            return np.dtype(self.dtype).itemsize
+        if self.kind == "record":
+            return sum(child.least_bytes for child in self.children)
+        if self.kind in ("vector", "array") and self.length is not None:
+            return self.length * self.children[0].least_bytes
+        if self.kind == "array":
+            return max(self.n_dims, 0) or 1
+        return 1
 
 
 class Schema:
@@ -83,12 +116,13 @@ class Schema:
             table = json.loads(text)
             self._types: dict[str, Any] = {t["name"]: t for t in table["types"]}
             self.protocol = str(table["protocol"]["name"])
-            self._n_nodes = 0
+            self._n_nodes = self._deepest = 0
+            self._known: dict[str, tuple[Node, int, int]] = {}  # node, its depth, its size
             self.steps: dict[str, Node] = {
                 step["name"]: self._node(step["type"], {}, 0)
                 for step in table["protocol"]["sequence"]
             }
-            if max(min_size(node) for node in self.steps.values()) > _MAX_VALUE_BYTES:
+            if max(node.least_bytes for node in self.steps.values()) > _MAX_VALUE_BYTES:
                 raise _bad_schema("a value of more than a terabyte")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, InputError):
@@ -96,9 +130,7 @@ class Schema:
             raise _bad_schema(f"{type(error).__name__} {error}") from None
 
     def _node(self, spec: Any, bound: Mapping[str, Node], depth: int) -> Node:
-        self._n_nodes += 1
-        if depth > _MAX_DEPTH or self._n_nodes > _MAX_NODES:
-            raise _bad_schema("it is nested too deeply")
+        self._count(depth, 1)
         if isinstance(spec, str):
             return self._named(spec, bound, {}, depth)
         if isinstance(spec, list):
@@ -120,6 +152,13 @@ class Schema:
             return Node("map", children=(key, value))
         return self._array(spec["array"], bound, depth)
 
+    def _count(self, depth: int, n_nodes: int) -> None:
+        """Take note of nodes down to a depth, and refuse too many or too deep ones."""
+        self._n_nodes += n_nodes
+        self._deepest = max(self._deepest, depth)
+        if depth > _MAX_DEPTH or self._n_nodes > _MAX_NODES:
+            raise _bad_schema("it is nested too deeply")
+
     def _named(
         self, name: str, bound: Mapping[str, Node], arguments: Mapping[int, Node], depth: int
     ) -> Node:
@@ -134,6 +173,22 @@ class Schema:
         short = name.rpartition(".")[2]
         table = self._types[short]
         inner = dict(zip(table.get("typeParameters", ()), arguments.values(), strict=True))
+        if inner:
+            return self._defined(short, table, inner, depth)
+        if short not in self._known:  # each type is made once, and counts wherever it is used
+            n_before, outside = self._n_nodes, self._deepest
+            self._deepest = depth
+            node = self._defined(short, table, inner, depth)
+            self._known[short] = node, self._deepest - depth, self._n_nodes - n_before
+            self._deepest = max(outside, self._deepest)
+            return node
+        node, height, n_nodes = self._known[short]
+        self._count(depth + height, n_nodes)
+        return node
+
+    def _defined(
+        self, short: str, table: Mapping[str, Any], inner: Mapping[str, Node], depth: int
+    ) -> Node:
         if "fields" in table:
             return Node(
                 "record",
@@ -209,14 +264,19 @@ def read_preamble(data: U8) -> tuple[Schema, int]:
         text = decoder.take(decoder.unsigned())
     except Truncated:
         raise _bad_schema("the file ends before it does") from None
-    return Schema(text), decoder.offset
+    return _schema(text) if len(text) <= _MAX_KEPT_BYTES else Schema(text), decoder.offset
+
+
+@lru_cache(maxsize=8)
+def _schema(text: bytes) -> Schema:
+    return Schema(text)  # files of one release share it
 
 
 class Decoder:
     """Decode values one after another into plain Python and NumPy objects."""
 
     def __init__(self, data: U8, offset: int) -> None:
-        self._data = data
+        self._data = data.data
         self._size = len(data)
         self.offset = offset
 
@@ -234,7 +294,7 @@ class Decoder:
         while shift < 70:
             if self.offset >= self._size:
                 raise Truncated
-            byte = int(self._data[self.offset])
+            byte = self._data[self.offset]
             self.offset += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
@@ -255,14 +315,14 @@ class Decoder:
     def value(self, node: Node) -> Any:
         """Decode a value: records become dicts, unions ``(tag, value)``, arrays NumPy arrays.
 
-        A record that is one block of floats (see :func:`fixed_layout`) becomes that array.
+        A record that is one block of floats (see :class:`Node`) becomes that array.
 
         Raises
         ------
         Truncated
             If the data end before the value does.
         """
-        flat, shape = fixed_layout(node)
+        flat, shape = node.layout
         if flat:
             n_bytes = np.dtype(flat).itemsize * math.prod(shape)
             values = np.frombuffer(self.take(n_bytes), flat)
@@ -300,9 +360,9 @@ class Decoder:
         return inner if node.kind == "optional" else (node.fields[tag], inner)
 
     def _items(self, node: Node, n: int) -> Any:
-        if n * max(min_size(node), 1) > self._size - self.offset:
+        if n * max(node.least_bytes, 1) > self._size - self.offset:
             raise Truncated
-        flat, shape = fixed_layout(node)
+        flat, shape = node.layout
         if flat:
             values = np.frombuffer(
                 self.take(n * np.dtype(flat).itemsize * math.prod(shape)), flat
@@ -332,36 +392,6 @@ class Decoder:
         if node.children[0].kind in ("unsigned", "signed"):
             return np.array(values, dtype=np.int64).reshape(shape)
         return values
-
-
-def fixed_layout(node: Node) -> tuple[str, tuple[int, ...]]:
-    """Give dtype and shape of a type that is one block of equal floats or bytes, or ``""``.
-
-    A record of a single such field counts too (a coordinate, a rigid transformation): decoding
-    243,200 of them by one ``frombuffer`` instead of one by one is what makes a long scanner's
-    header open at once.
-    """
-    if node.kind == "fixed":
-        return node.dtype, ()
-    if node.kind in ("vector", "array") and node.length is not None:
-        dtype, inner = fixed_layout(node.children[0])
-        return dtype, ((*(node.shape or (node.length,)), *inner) if dtype else ())
-    if node.kind == "record" and len(node.children) == 1:
-        return fixed_layout(node.children[0])
-    return "", ()
-
-
-def min_size(node: Node) -> int:
-    """Give the least number of bytes that a value of a type takes."""
-    if node.kind == "fixed":
-        return np.dtype(node.dtype).itemsize
-    if node.kind == "record":
-        return sum(min_size(c) for c in node.children)
-    if node.kind in ("vector", "array") and node.length is not None:
-        return node.length * min_size(node.children[0])
-    if node.kind == "array":
-        return max(node.n_dims, 0) or 1
-    return 1
 
 
 # What the compiled index walks: one row a type, (kind, a, b, c), children in a second table.
@@ -398,8 +428,8 @@ class Program:
         return start
 
     def _add(self, node: Node, stream: int | None) -> int:
-        least = min_size(node)
-        flat, shape = fixed_layout(node)
+        least = node.least_bytes
+        flat, shape = node.layout
         if flat:
             return self._row(SKIP_BYTES, np.dtype(flat).itemsize * math.prod(shape), 0, least)
         if node.kind in ("unsigned", "signed"):
@@ -464,7 +494,7 @@ def encode(node: Node, value: Any) -> bytes:
     ValueError
         If an array does not have the shape that the type fixes.
     """
-    flat, shape = fixed_layout(node)
+    flat, shape = node.layout
     if flat:
         array = np.zeros(shape, flat) if value is None else np.asarray(value, flat)
         if array.shape != shape:
@@ -509,7 +539,7 @@ def _encode_compound(node: Node, value: Any) -> bytes:
 
 
 def _encode_items(node: Node, values: Any) -> bytes:
-    flat, _ = fixed_layout(node)
+    flat, _ = node.layout
     if flat:
         return np.ascontiguousarray(values, flat).tobytes()
     return b"".join(encode(node, value) for value in values)

@@ -81,7 +81,9 @@ class GateListmode(MappedListmode):
     def _decode(self) -> None:
         uproot = _import_uproot()
         try:
-            with uproot.open(self._path, object_cache=None, array_cache=None) as file:
+            with uproot.open(
+                self._path, handler=uproot.MemmapSource, object_cache=None, array_cache=None
+            ) as file:
                 trees = {k.partition(";")[0]: k for k, v in file.classnames().items()
                          if v == "TTree"}  # fmt: skip
                 if self._gate.prompts_tree not in trees:

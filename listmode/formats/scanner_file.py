@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,24 @@ def load_scanner(name_or_path: str | Path, mode: str | None = None) -> Scanner:
     if text in list_presets() or stem in list_presets():
         if suffix and mode is None:
             mode = suffix
-        source = f"preset {stem!r}"
-        content = (resources.files("listmode") / "presets" / f"{stem}.toml").read_text("utf-8")
-    else:
-        path = Path(name_or_path)
-        if path.suffix != ".toml" or not path.is_file():
-            raise InputError(
-                f"a scanner must be a preset ({', '.join(list_presets())}) or a TOML file, but "
-                f"{text!r} is neither; choose one of these"
-            )
-        source = f"file {path.name!r}"
-        content = _read_text(path)
+        return _load_preset(stem, mode)
+    path = Path(name_or_path)
+    if path.suffix != ".toml" or not path.is_file():
+        raise InputError(
+            f"a scanner must be a preset ({', '.join(list_presets())}) or a TOML file, but "
+            f"{text!r} is neither; choose one of these"
+        )
+    return _parse(_read_text(path), f"file {path.name!r}", mode)
+
+
+@lru_cache(maxsize=8)
+def _load_preset(name: str, mode: str | None) -> Scanner:
+    """Load a preset; it never changes, and a scanner is a value, so that it is made once."""
+    content = (resources.files("listmode") / "presets" / f"{name}.toml").read_text("utf-8")
+    return _parse(content, f"preset {name!r}", mode)
+
+
+def _parse(content: str, source: str, mode: str | None) -> Scanner:
     try:
         table = tomllib.loads(content)
     except (ValueError, RecursionError) as error:  # a number of 5000 digits is a ValueError

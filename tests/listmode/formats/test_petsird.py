@@ -403,6 +403,37 @@ def test_skipping_numbers_counts_their_last_bytes() -> None:
     assert _kernels._skip_varints(data, 0, 5) == -1
 
 
+def _schema_of(types: list[dict[str, Any]], first: str) -> bytes:
+    step = {"name": "x", "type": first}
+    return json.dumps({"protocol": {"name": "T", "sequence": [step]}, "types": types}).encode()
+
+
+@pytest.mark.parametrize(("n_types", "per_type"), [(15, 2), (60, 1)])
+def test_schema_that_unfolds_without_measure_is_refused_at_once(
+    n_types: int, per_type: int
+) -> None:
+    """Types are made once, but count as often and as deep as they are used.
+
+    They come from the innermost outwards, so that each one names only known types.
+    """
+    step = {f"f{k}": {"name": f"f{k}", "type": f"T.R{k}"} for k in range(n_types)}
+    types: list[dict[str, Any]] = [
+        {"name": f"R{k}", "fields": [{"name": str(i), "type": inner} for i in range(per_type)]}
+        for k in range(n_types)
+        for inner in ["float32" if k == 0 else f"T.R{k - 1}"]
+    ]
+    types.append({"name": "All", "fields": list(step.values())})
+    with pytest.raises(InputError, match="it is nested too deeply"):
+        _yardl.Schema(_schema_of(types, "T.All"))
+    assert _yardl.Schema(_schema_of(types, "T.R9")).steps["x"].least_bytes == 4 * per_type**10
+
+
+def test_recursive_type_is_refused() -> None:
+    types = [{"name": "R", "fields": [{"name": "again", "type": [None, "T.R"]}]}]
+    with pytest.raises(InputError, match="it is nested too deeply"):
+        _yardl.Schema(_schema_of(types, "T.R"))
+
+
 @pytest.mark.kernel
 def test_values_encode_and_decode_alike() -> None:
     text = json.dumps(
