@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from listmode.errors import InputError
+from listmode.module_pairs import ModulePairs
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -219,6 +220,9 @@ class Scanner:
         Acquisition mode (``"HS"``, ``"UHS"``), or empty.
     layout
         The block layout the crystals were made from; ``None`` for free-form scanners.
+    module_pairs
+        Which pairs of modules are in coincidence and how efficient their crystal pairs are;
+        ``None`` where acceptance and geometry say so.
 
     Raises
     ------
@@ -247,6 +251,7 @@ class Scanner:
     crystal_profile: F32
     mode: str = ""
     layout: BlockLayout | None = None
+    module_pairs: ModulePairs | None = None
 
     def __post_init__(self) -> None:
         n = len(self.crystal_position_mm)
@@ -278,6 +283,13 @@ class Scanner:
             )
         _check_slots(self)
         _check_numbers(self)
+        pairs = self.module_pairs
+        if pairs is not None and pairs.crystal_module.size != n:
+            raise InputError(
+                f"scanner {self.name!r}: a table of module pairs must name the module of each "
+                f"of {n} crystals, but it names {pairs.crystal_module.size}; correct the "
+                "scanner description"
+            )
 
     @property
     def n_crystals(self) -> int:
@@ -301,7 +313,11 @@ class Scanner:
         h = hashlib.sha256()
         for field in fields(self):
             value = getattr(self, field.name)
-            h.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+            if isinstance(value, ModulePairs):
+                h.update(value.digest.encode())
+            elif field.name != "module_pairs":  # without it a scanner is what it always was
+                is_array = isinstance(value, np.ndarray)
+                h.update(value.tobytes() if is_array else repr(value).encode())
         return h.hexdigest()
 
     def accepts(
@@ -309,8 +325,8 @@ class Scanner:
     ) -> NDArray[np.bool_]:
         """Say for each pair whether the scanner can record it.
 
-        A pair counts if its ring indices differ by at most ``max_ring_difference`` and its LOR
-        passes within ``fov_radius_mm`` of the axis.
+        A pair counts if its ring indices differ by at most ``max_ring_difference``, its LOR
+        passes within ``fov_radius_mm`` of the axis, and its modules are in coincidence.
 
         Parameters
         ----------
@@ -323,7 +339,10 @@ class Scanner:
         b = self.crystal_position_mm[crystal_b, :2].astype(np.float64)
         length = np.hypot(*(b - a).T)
         cross = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
-        return np.asarray(near & (cross <= self.fov_radius_mm * length) & (length > 0))
+        good = near & (cross <= self.fov_radius_mm * length) & (length > 0)
+        if self.module_pairs is not None:
+            good &= self.module_pairs.groups(crystal_a, crystal_b) >= 0
+        return np.asarray(good)
 
     def with_mode(self, mode: str, max_ring_difference: int) -> Scanner:
         """Return the same detector with another acceptance."""

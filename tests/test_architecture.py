@@ -13,6 +13,7 @@ ORDER = {
         "errors",
         "_kernels",
         "windows",
+        "module_pairs",
         "scanner",
         "events",
         "progress",

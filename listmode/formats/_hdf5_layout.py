@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from listmode.errors import InputError
 from listmode.formats._chunks import index_faults
+from listmode.module_pairs import ModulePairs
 from listmode.scanner import MAX_CRYSTALS, BlockLayout, Scanner, TofModel
 from listmode.source import F32, ScanProtocol
 
@@ -32,6 +33,8 @@ ARRAYS = {
     "crystal_transaxial": "1",
     "crystal_profile": "1",
 }
+_PAIR_TABLES = ("crystal_module", "crystal_element", "group", "factor")
+_MAX_PAIR_VALUES = 1 << 28
 _PROTOCOL_TEXT = ("tracer", "patient_sex")
 
 
@@ -110,6 +113,13 @@ def write_scanner(file: h5py.File, scanner: Scanner) -> None:
             part = group.create_group(field.name)
             for inner in fields(value):
                 part.attrs[inner.name] = getattr(value, inner.name)
+        elif isinstance(value, ModulePairs):
+            part = group.create_group(field.name)
+            for name in _PAIR_TABLES:
+                table = getattr(value, name)
+                if table is not None:
+                    part.create_dataset(name, data=table, fletcher32=True, chunks=True)
+                    part[name].attrs["unit"] = "1"
         elif value is not None:
             group.attrs[field.name] = value
 
@@ -142,6 +152,14 @@ def read_scanner(file: h5py.File) -> Scanner:
             values["layout"] = BlockLayout(
                 **{k: _plain(v) for k, v in group["layout"].attrs.items()}
             )
+        if "module_pairs" in group:
+            part = group["module_pairs"]
+            tables = {
+                name: read_array(part, name, "fi", _MAX_PAIR_VALUES)
+                for name in _PAIR_TABLES
+                if name in part
+            }
+            values["module_pairs"] = ModulePairs(**tables)
         return Scanner(**values)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(

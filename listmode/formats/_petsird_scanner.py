@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from listmode.errors import InputError
+from listmode.formats._petsird_pairs import Modules, cell, known_pairs
 from listmode.scanner import SPEED_OF_LIGHT_MM_PS, Scanner, TofModel
 from listmode.source import ScanProtocol
 
@@ -24,22 +25,6 @@ _STOPPING_PER_MM = 0.083  # LSO, 7.4 g/cc, 511 keV; PETSIRD names no attenuation
 _UNKNOWN_WINDOW_PS = 4726.62  # coincidence window of a Vision header, where a file has no bins
 _SAME_PLACE_MM = 0.05
 _SAME_ANGLE_RAD = 1e-4
-
-
-@dataclass
-class Modules:
-    """One type of detector module: where its crystals are.
-
-    ``centre_mm`` and ``normal`` have shape (n_crystals, 3); crystals are numbered
-    ``element + n_elements * module``, as PETSIRD numbers detection bins.
-    """
-
-    centre_mm: F64
-    normal: F64
-    size_mm: tuple[float, float, float]
-    pitch_mm: tuple[float, float]
-    n_modules: int
-    n_elements: int
 
 
 @dataclass
@@ -102,6 +87,7 @@ def _build(info: Mapping[str, Any]) -> Detector:
     ring, transaxial = ring_slots(position[:, 2]), transaxial_slots(position[:, :2])
     resolution = np.ravel(info.get("energyResolutionAt511", ()))
     window = energy[0] if energy and len(energy[0]) > 1 else np.array([435.0, 585.0])
+    efficiencies = info.get("detectionEfficiencies") or {}
     scanner = Scanner(
         name=str(info.get("modelName") or "PETSIRD scanner"),
         crystal_position_mm=position.astype(np.float32),
@@ -122,8 +108,9 @@ def _build(info: Mapping[str, Any]) -> Detector:
         background_singles_hz=0.0,
         tof=tof,
         crystal_profile=np.ones(len(position), np.float32),
+        module_pairs=known_pairs(efficiencies, types, n_energy, notes),
     )
-    efficiency = _efficiency(info.get("detectionEfficiencies") or {}, types, n_energy, notes)
+    efficiency = _efficiency(efficiencies, types, n_energy, notes)
     return Detector(
         scanner=scanner,
         n_energy=n_energy,
@@ -269,7 +256,7 @@ def _tof(info: Mapping[str, Any], n_types: int, notes: list[str]) -> tuple[TofMo
     widest = 0.0
     for i in range(n_types):
         for j in range(i + 1):
-            edges = _cell(info.get("tofBinEdges"), i, j)
+            edges = cell(info.get("tofBinEdges"), i, j)
             edges = np.zeros(0) if edges is None else np.asarray(edges["edges"], np.float64)
             if len(edges) < 2:
                 models.add((1, 0.0, 0.0))
@@ -280,7 +267,7 @@ def _tof(info: Mapping[str, Any], n_types: int, notes: list[str]) -> tuple[TofMo
                     f"{i} and {j} do not; write the file again"
                 )
             n_tof[[i * n_types + j, j * n_types + i]] = len(edges) - 1
-            fwhm = float(_cell(info.get("tofResolution"), i, j) or 0.0)
+            fwhm = float(cell(info.get("tofResolution"), i, j) or 0.0)
             step = np.diff(edges)
             even = np.allclose(step, step.mean(), rtol=1e-3)
             centred = abs(edges[0] + edges[-1]) < 1e-2 * step.mean()
@@ -303,18 +290,13 @@ def _tof(info: Mapping[str, Any], n_types: int, notes: list[str]) -> tuple[TofMo
     return TofModel(1, window_ps, math.inf), n_tof, False
 
 
-def _cell(table: Any, i: int, j: int) -> Any:
-    """Give an entry of a lower-triangular table; ``None`` where the file has none."""
-    if table is None or i >= len(table) or j >= len(table[i]):
-        return None
-    return table[i][j]
-
-
 def _efficiency(
     table: Mapping[str, Any], types: list[Modules], n_energy: I64, notes: list[str]
 ) -> F32 | None:
     """Give the part of the detection efficiencies that belongs to single crystals."""
-    _note_module_pairs(table, len(types), notes)
+    factor = float(table.get("calibrationFactor") or 1.0)
+    if factor != 1.0:
+        notes.append(f"the calibration factor {factor:g} of the header is not applied")
     stored = table.get("detectionBinEfficiencies")
     if stored is None or len(stored) < len(types):
         return None
@@ -337,42 +319,6 @@ def _efficiency(
         return None
     relative: F32 = (efficiency / efficiency.mean()).astype(np.float32)
     return relative
-
-
-def _note_module_pairs(table: Mapping[str, Any], n_types: int, notes: list[str]) -> None:
-    """Say which parts of the pair efficiencies a crystal's efficiency cannot carry."""
-    apart = total = 0
-    found: list[F64] = []
-    for i in range(n_types):
-        for j in range(i + 1):
-            groups = _flat(_cell(table.get("modulePairSGIDLUT"), i, j))
-            apart += int((groups < 0).sum())
-            total += groups.size
-            groups_of_pairs = _cell(table.get("modulePairEfficienciesVectors"), i, j) or []
-            found += [_flat(group["values"]) for group in groups_of_pairs]
-    if apart:
-        notes.append(
-            f"{apart} of {total} pairs of modules are never in coincidence; the scanner "
-            "description holds no such table, so sensitivity counts them"
-        )
-    values = np.concatenate(found) if found else np.ones(1)
-    if values.size and not np.allclose(values, 1.0):
-        notes.append(
-            "the efficiencies of pairs of crystals within pairs of modules (SGID tables, "
-            f"{values.min():.3g}-{values.max():.3g}) are left out: the model has one factor a "
-            "crystal"
-        )
-    factor = float(table.get("calibrationFactor") or 1.0)
-    if factor != 1.0:
-        notes.append(f"the calibration factor {factor:g} of the header is not applied")
-
-
-def _flat(values: Any) -> F64:
-    if values is None:
-        return np.zeros(0)
-    if isinstance(values, np.ndarray):
-        return values.astype(np.float64).ravel()
-    return np.array([v for row in values for v in np.ravel(row)], dtype=np.float64)
 
 
 def read_protocol(exam: Mapping[str, Any] | None, defects: list[str]) -> ScanProtocol:

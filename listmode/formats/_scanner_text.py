@@ -17,6 +17,7 @@ import numpy as np
 
 from listmode.errors import InputError
 from listmode.formats._atomic import limited_inflate
+from listmode.module_pairs import ModulePairs
 from listmode.scanner import BlockLayout, Scanner, TofModel
 from listmode.source import F32, Listmode, ScanProtocol
 from listmode.windows import Windows
@@ -42,6 +43,8 @@ def _pack(value: Any) -> Any:
         return {"dtype": value.dtype.str, "shape": value.shape, "zlib": packed}
     if isinstance(value, TofModel | BlockLayout):
         return asdict(value)
+    if isinstance(value, ModulePairs):
+        return {f.name: _pack(getattr(value, f.name)) for f in fields(value)}
     return value
 
 
@@ -58,6 +61,8 @@ def _unpack(value: Any) -> Any:
 def write_description(source: Listmode) -> str:
     """Turn what the format has no room for into one line of text."""
     scanner = {f.name: _pack(getattr(source.scanner, f.name)) for f in fields(Scanner)}
+    if scanner["module_pairs"] is None:
+        del scanner["module_pairs"]  # files stay readable by versions that do not know it
     table = {
         "scanner": scanner,
         "protocol": asdict(source.protocol),
@@ -84,6 +89,9 @@ def read_description(text: str) -> Description | None:
         values["tof"] = TofModel(**values["tof"])
         if values["layout"] is not None:
             values["layout"] = BlockLayout(**values["layout"])
+        if values.get("module_pairs") is not None:
+            parts = {name: _unpack(part) for name, part in values["module_pairs"].items()}
+            values["module_pairs"] = ModulePairs(**parts)
         spans = np.asarray(table["coverage_ms"], np.int64).reshape(-1, 2)
         scanner = Scanner(**values)
         efficiency = _unpack(table["crystal_efficiency"])

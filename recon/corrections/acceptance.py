@@ -72,8 +72,11 @@ def find_rings(scanner: Scanner) -> RingTable | None:
     Returns
     -------
     RingTable or None
-        ``None`` if a ring lacks a crystal or lies turned or shifted against the others.
+        ``None`` if a ring lacks a crystal or lies turned or shifted against the others, or if
+        pairs of modules decide what coincides.
     """
+    if scanner.module_pairs is not None:
+        return None
     slots, row = np.unique(scanner.crystal_ring, return_inverse=True)
     places, place = np.unique(scanner.crystal_transaxial, return_inverse=True)
     if slots.size * places.size != scanner.n_crystals:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,8 @@ from listmode.scanner import Scanner
 from recon import _kernels
 
 F32 = NDArray[np.float32]
+
+_N_COMPARED = 1 << 18  # pairs whose mean efficiency a stated table gets
 
 
 def crystal_weight(scanner: Scanner, crystal_efficiency: F32 | None = None) -> F32:
@@ -74,7 +78,8 @@ def pair_efficiency(
     Parameters
     ----------
     scanner
-        Geometry, stopping power and energy window.
+        Geometry, stopping power and energy window; a table of module pairs takes their place
+        where there is one.
     crystal_a, crystal_b
         Crystal numbers. Shape (n,).
     crystal_efficiency
@@ -99,10 +104,17 @@ def pair_efficiency(
     ``f`` is the filled fraction of the crystal's cell. The stopping length of oblique rays
     moves the UHS/HS sensitivity ratio of the Quadra from 1.96 to 2.06.
     """
+    pairs = scanner.module_pairs
+    if pairs is not None and pairs.factor is not None:
+        weight = crystal_weight(scanner, crystal_efficiency)
+        stated = pairs.factors(crystal_a, crystal_b) * np.float32(_stated_scale(scanner))
+        return np.asarray(stated * (weight[crystal_a] * weight[crystal_b]))
     out = np.empty(len(crystal_a), np.float32)
+    a = np.ascontiguousarray(crystal_a, np.uint32)
+    b = np.ascontiguousarray(crystal_b, np.uint32)
     _kernels.pair_efficiency(
-        np.ascontiguousarray(crystal_a, np.uint32),
-        np.ascontiguousarray(crystal_b, np.uint32),
+        a,
+        b,
         scanner.crystal_position_mm,
         scanner.crystal_normal,
         np.array(crystal_weight(scanner, crystal_efficiency)),
@@ -110,4 +122,24 @@ def pair_efficiency(
         efficiency_scale(scanner),
         out,
     )
+    if pairs is not None:
+        out *= pairs.factors(a, b)
     return out
+
+
+@lru_cache(maxsize=8)
+def _stated_scale(scanner: Scanner) -> float:
+    """Give what turns stated factors into efficiencies of the same mean as by geometry.
+
+    The mean is that over pairs of crystals that face each other, by their normals, and whose
+    modules are in coincidence: the same ones wherever the patient lies.
+    """
+    pairs = scanner.module_pairs
+    assert pairs is not None
+    rng = np.random.default_rng(20240302)
+    a, b = rng.integers(0, scanner.n_crystals, (2, _N_COMPARED))
+    towards = (scanner.crystal_normal[a] * scanner.crystal_normal[b]).sum(axis=1) < 0
+    good = towards & (pairs.groups(a, b) >= 0)
+    stated = float(pairs.factors(a[good], b[good]).sum(dtype=np.float64))
+    by_geometry = pair_efficiency(replace(scanner, module_pairs=None), a[good], b[good])
+    return float(by_geometry.sum(dtype=np.float64)) / stated if stated > 0.0 else 0.0
