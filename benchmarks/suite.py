@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.plain import most_likely_positions, read_columns
+from benchmarks.textbook import Textbook
 from benchmarks.updates import measure, time_alternately
 from listmode.events import EventBatch
 from listmode.formats import open_listmode
@@ -40,7 +42,7 @@ def run_suite(
         rows = [_simulation(scanner, path, SECONDS_OF_SCAN[is_quick], threads)]
         bar.advance(1)
         with open_listmode(path) as listmode:
-            rows.append(_reading(listmode))
+            rows.append(_reading(listmode, path))
             bar.advance(1)
             rows += _motion_pass(listmode, threads)
             bar.advance(1)
@@ -73,13 +75,16 @@ def _simulation(scanner: Scanner, path: Path, seconds: float, threads: int) -> B
     return BenchmarkRow(f"simulation, {n / 1e6:.1f} M prompts, set-up left out", rate)
 
 
-def _reading(listmode: Listmode) -> BenchmarkRow:
+def _reading(listmode: Listmode, path: Path) -> BenchmarkRow:
     def run() -> int:
         return sum(len(batch) for batch in listmode.events())
 
     n = listmode.n_events()
-    seconds = time_alternately({"read": run})["read"]
-    return BenchmarkRow(f"reading HDF5 with checksums, {n / 1e6:.1f} M events", n / seconds)
+    times = time_alternately({"ours": run, "plain": lambda: read_columns(path)})
+    return BenchmarkRow(
+        f"reading HDF5 with checksums, {n / 1e6:.1f} M events", n / times["ours"],
+        times["plain"] / times["ours"], "plain h5py",
+    )  # fmt: skip
 
 
 def _motion_pass(listmode: Listmode, threads: int) -> list[BenchmarkRow]:
@@ -87,14 +92,16 @@ def _motion_pass(listmode: Listmode, threads: int) -> list[BenchmarkRow]:
         {
             "one": lambda: accumulate(listmode, threads=1),
             "all": lambda: accumulate(listmode, threads=threads),
+            "plain": lambda: most_likely_positions(listmode),
         }
     )
     n = listmode.n_events()
     return [
         BenchmarkRow(
             f"motion pass from disk, {threads} threads", n / times["all"],
-            times["one"] / times["all"], "1 thread",
+            times[other] / times["all"], name,
         )
+        for other, name in (("plain", "plain numpy"), ("one", "1 thread"))
     ]  # fmt: skip
 
 
@@ -103,17 +110,23 @@ def _projectors(
 ) -> list[BenchmarkRow]:
     image = np.ones(grid.shape, np.float32)
     weights = np.ones(len(events), np.float32)
+    plain = Textbook(scanner, grid, events)
     times = time_alternately(
         {
             "forward": lambda: forward(image, grid, scanner, events, threads=threads),
+            "textbook forward": lambda: plain.forward(image, threads),
             "back": lambda: back(weights, grid, scanner, events, threads=threads),
+            "textbook back": lambda: plain.back(weights, threads),
         }
     )
     size = "x".join(str(n) for n in grid.shape)
     return [
-        BenchmarkRow(f"{name} projection, {size}, {threads} threads", len(events) / seconds)
-        for name, seconds in times.items()
-    ]
+        BenchmarkRow(
+            f"{name} projection, {size}, {threads} threads", len(events) / times[name],
+            times[f"textbook {name}"] / times[name], "textbook",
+        )
+        for name in ("forward", "back")
+    ]  # fmt: skip
 
 
 def _updates(n_events: int, threads: int, *, is_quick: bool) -> list[BenchmarkRow]:
@@ -130,6 +143,7 @@ def _updates(n_events: int, threads: int, *, is_quick: bool) -> list[BenchmarkRo
         for name, rate in (
             ("textbook", rates.textbook),
             ("recipe", rates.recipe),
+            ("parallelproj", rates.parallelproj),
             ("1 thread", rates.one_thread),
         ):
             if rate is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import recipe
+from benchmarks.parallelproj_beside import find_parallelproj, make_update
 from benchmarks.textbook import Textbook, body_events
 from listmode.events import EventBatch
 from listmode.formats.scanner_file import load_scanner
@@ -45,8 +46,9 @@ class UpdateRates:
     ----------
     voxel_mm, n_events, threads, use_tof
         The case.
-    stillpet, one_thread, textbook, recipe
-        Rates of stillpet, of stillpet on one thread, and of the two baselines.
+    stillpet, one_thread, textbook, recipe, parallelproj
+        Rates of stillpet, of stillpet on one thread, of the two baselines, and of parallelproj
+        where it is installed.
     fixed_s
         Seconds of an update of a handful of events: the cost of the image alone. The rates
         include it.
@@ -60,6 +62,7 @@ class UpdateRates:
     one_thread: float | None
     textbook: float | None
     recipe: float | None
+    parallelproj: float | None
     fixed_s: float
 
 
@@ -124,6 +127,11 @@ def measure(
             plain = Textbook(scanner, grid, events)
             additive = np.full(n_events, ADDITIVE)
             work["textbook"] = lambda: plain.update(ones, additive, threads)
+        library = find_parallelproj() if "textbook" in against else None
+        if library is not None:
+            other = make_update(library, scanner, grid, events)
+            same = np.full(n_events, ADDITIVE)
+            work["parallelproj"] = lambda: other(ones, same)
         if "one_thread" in against:
             work["one_thread"] = lambda: correct(ours, 0, ones, 1)
         work["stillpet"] = lambda: correct(ours, 0, ones, threads)
@@ -135,12 +143,12 @@ def measure(
     rate = {name: n_events / s for name, s in seconds.items()}
     return UpdateRates(
         voxel_mm, n_events, threads, use_tof, rate["stillpet"], rate.get("one_thread"),
-        rate.get("textbook"), rate.get("recipe"), fixed_s,
+        rate.get("textbook"), rate.get("recipe"), rate.get("parallelproj"), fixed_s,
     )  # fmt: skip
 
 
-HEAD = """| voxels mm | events | threads | TOF | M events/s | x one thread | x textbook | x recipe | fixed s |
-|---|---|---|---|---|---|---|---|---|"""  # noqa: E501
+HEAD = """| voxels mm | events | threads | TOF | M events/s | x one thread | x textbook | x recipe | x parallelproj | fixed s |
+|---|---|---|---|---|---|---|---|---|---|"""  # noqa: E501
 
 
 def line(rates: UpdateRates) -> str:
@@ -153,7 +161,7 @@ def line(rates: UpdateRates) -> str:
         f"| {rates.voxel_mm:g} | {rates.n_events:.3g} | {rates.threads} | "
         f"{'yes' if rates.use_tof else 'no'} | {rates.stillpet / 1e6:.2f} | "
         f"{ratio(rates.one_thread)} | {ratio(rates.textbook)} | {ratio(rates.recipe)} | "
-        f"{rates.fixed_s:.2f} |"
+        f"{ratio(rates.parallelproj)} | {rates.fixed_s:.2f} |"
     )
 
 
