@@ -52,7 +52,7 @@ def _newer(scanner: Scanner, events: EventBatch) -> ModuleType:
 
 
 def _older(scanner: Scanner, events: EventBatch) -> ModuleType:
-    """Arguments: ends, image (shape), origin, size, (values,) width, sigma, offset, cut, bins."""
+    """Arguments: ends, image, origin, size, (values,) width, sigma, offset, cut, bins."""
 
     def check(given: Any) -> None:
         _check(scanner, events, given[0], given[1], given[-5])
