@@ -168,6 +168,7 @@ def _where(error: BaseException) -> str:
 
 def serve(reader: str, seed: int, first: int, last: int) -> None:
     """Run cases in batches, and print one line of JSON after each."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that its folder goes with it
     fast = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=fast if fast.is_dir() else None) as name:
         worker = Worker(reader, seed, Path(name))

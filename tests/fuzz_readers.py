@@ -13,7 +13,7 @@ import pytest
 
 from listmode.errors import InputError
 from listmode.events import EventBatch
-from listmode.formats import _hdf5_layout, open_listmode
+from listmode.formats import _hdf5_layout, _yardl, open_listmode
 from listmode.formats._sandbox_child import Refused, walk_hdf5
 from listmode.formats.castor import write_castor
 from listmode.formats.hdf5 import Hdf5Listmode, cut_listmode
@@ -76,11 +76,32 @@ def make_petsird(folder: Path) -> Seed:
     scan = random_scan(1, n_prompts=60, n_delayeds=10, n_ticks=8)
     path = folder / "scan.petsird"
     write_petsird(scan, path)
+    _add_pair_tables(path)
     blocks = int(PetsirdListmode(path)._blocks[0, 3])
     changes: list[Change] = [mutations.flip_bits, mutations.damage_bytes, mutations.cut]
     changes += [mutations.damage_petsird_header]
     changes += [mutations.in_tail(c, blocks) for c in changes[:3]]
     return Seed(path, {path: changes}, truth=_truth(scan), cuts=(changes[2], changes[6]))
+
+
+def _add_pair_tables(path: Path) -> None:
+    """Give a PETSIRD header two groups of efficiencies by pair of modules."""
+    raw = np.fromfile(path, np.uint8)
+    schema, start = _yardl.read_preamble(raw)
+    decoder = _yardl.Decoder(raw, start)
+    header = decoder.value(schema.steps["header"])
+    modules = header["scanner"]["scannerGeometry"]["replicatedModules"][0]
+    n_modules = len(modules["transforms"])
+    n_elements = len(modules["object"]["detectingElements"]["transforms"])
+    tables = header["scanner"]["detectionEfficiencies"]
+    lut = [[(a + b) % 3 - 1 for b in range(a + 1)] for a in range(n_modules)]
+    values = np.linspace(0.5, 1.5, n_elements**2, dtype=np.float32).reshape((n_elements,) * 2)
+    tables["modulePairSGIDLUT"] = [[lut]]
+    groups = [{"values": values, "sgid": 0}, {"values": 2 * values, "sgid": 1}]
+    tables["modulePairEfficienciesVectors"] = [[groups]]
+    encoded = _yardl.encode(schema.steps["header"], header)
+    data = raw.tobytes()
+    path.write_bytes(data[:start] + encoded + data[decoder.offset :])
 
 
 def make_siemens(folder: Path) -> Seed:

@@ -23,12 +23,13 @@ _CHECKSUM_BYTES = 4
 _SUMS = "chunk_sums"
 
 
-def index_faults(dataset: h5py.Dataset) -> str:
+def index_faults(dataset: h5py.Dataset, mapped: U8 | None = None) -> str:
     """Say what is wrong with the index of a dataset's chunks; nothing if it is whole.
 
-    In files that older libraries can read, that index carries no checksum, and the library
-    gives zeros, without an error, for a chunk that the index has lost: events of crystal
-    0, a geometry of zeros.
+    Checksums are taken from ``mapped``, all bytes of the file, if it is given. In files that
+    older libraries can read, that index carries no checksum, and the library gives zeros,
+    without an error, for a chunk that the index has lost: events of crystal 0, a geometry of
+    zeros.
     """
     if dataset.chunks is None:
         return ""
@@ -46,21 +47,23 @@ def index_faults(dataset: h5py.Dataset) -> str:
         dataset.id.chunk_iter(note)
     except (RuntimeError, OSError) as error:
         return f"its index of chunks cannot be read ({str(error)[:80]})"
-    wanted = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+    shape, chunks = dataset.shape, dataset.chunks  # properties that ask the library each time
+    wanted = math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))
     inside = {
         at
         for at in offsets
-        if all(
-            0 <= o < n and o % c == 0
-            for o, n, c in zip(at, dataset.shape, dataset.chunks, strict=True)
-        )
+        if all(0 <= o < n and o % c == 0 for o, n, c in zip(at, shape, chunks, strict=True))
     }
     if not len(inside) == len(set(places)) == len(offsets) == wanted:
         return f"its index names {len(inside)} of {wanted} chunks in {len(set(places))} places"
     if n_unchecked and dataset.fletcher32:
         return f"{n_unchecked} of its chunks are marked as without checksum"
     if dataset.fletcher32 and (noted := _noted_sums(dataset, wanted)) is not None:
-        raw = [dataset.id.read_direct_chunk(at)[1] for at, _, _ in _places(dataset)]
+        if mapped is None:
+            raw = [dataset.id.read_direct_chunk(at)[1] for at, _, _ in _places(dataset)]
+        else:
+            ends = [at + size for _, at, size in _places(dataset)]
+            raw = [mapped[end - _CHECKSUM_BYTES : end].tobytes() for end in ends]
         found = [int.from_bytes(chunk[-_CHECKSUM_BYTES:], "little") for chunk in raw]
         if any(not sum_ and noted[k] for k, sum_ in enumerate(found)):
             return "its index leads to zeros that were not written"
@@ -115,6 +118,57 @@ def _noted_sums(dataset: h5py.Dataset, n_chunks: int) -> NDArray[np.int64] | Non
     return noted.astype(np.int64)
 
 
+def read_whole(dataset: h5py.Dataset, mapped: U8) -> NDArray[Any] | None:
+    """Read a dataset whose index is whole; ``None`` if it is not laid out as our writer does.
+
+    Parameters
+    ----------
+    dataset
+        Chunked, of any number of dimensions.
+    mapped
+        All bytes of the file. Shape (n_bytes,), uint8.
+
+    Raises
+    ------
+    InputError
+        If a checksum does not fit.
+    """
+    dtype = np.dtype(dataset.dtype)
+    if not _is_plain(dataset) or dtype.kind not in "fiu":
+        return None
+    shape, chunks = dataset.shape, dataset.chunks  # properties that ask the library each time
+    n_bytes = math.prod(chunks) * dtype.itemsize
+    out = np.empty(shape, dtype)
+    for at, place, size in _places(dataset):
+        if size != n_bytes + _CHECKSUM_BYTES or place + size > len(mapped) or n_bytes % 2:
+            return None
+        data = mapped[place : place + n_bytes]
+        if _checksum(data) != _stored_checksum(mapped, place + n_bytes):
+            raise InputError(
+                f"{dataset.name} must be whole, but a checksum does not fit; copy or write the "
+                "file again"
+            )
+        inside = tuple(slice(min(c, n - o)) for o, c, n in zip(at, chunks, shape, strict=True))
+        target = tuple(slice(o, o + c) for o, c in zip(at, chunks, strict=True))
+        out[target] = data.view(dtype).reshape(chunks)[inside]
+    return out
+
+
+def _is_plain(dataset: h5py.Dataset) -> bool:
+    """Say whether chunks are values as they are, with a checksum behind them."""
+    plain = dataset.compression is None and not dataset.shuffle and dataset.scaleoffset is None
+    return bool(dataset.fletcher32 and plain and dataset.dtype.byteorder != ">")
+
+
+def _checksum(data: U8) -> int:
+    words = data.view("<u2")
+    return int(_kernels.fletcher32(words if words.flags.aligned else words.copy()))
+
+
+def _stored_checksum(mapped: U8, at: int) -> int:
+    return int.from_bytes(mapped[at : at + _CHECKSUM_BYTES].tobytes(), "little")
+
+
 class Column:
     """One column of events.
 
@@ -145,8 +199,7 @@ class Column:
         offset = np.full(-(-self._length // self._chunk), 0, np.int64)
         if d.chunks is None:
             return offset, False
-        plain = d.compression is None and not d.shuffle and d.scaleoffset is None
-        is_mapped = bool(d.fletcher32 and plain and self._dtype.byteorder != ">")
+        is_mapped = _is_plain(d)
         is_mapped &= self._chunk % 2 == 0  # the sums are over whole words
         size = self._chunk * self._dtype.itemsize + _CHECKSUM_BYTES
         end = len(self._mapped) if is_mapped else 2**62  # a live file may have grown since
@@ -199,11 +252,8 @@ class Column:
         end = at + self._chunk * self._dtype.itemsize
         data = self._mapped[at:end]
         if not self._checked[k]:
-            stored = int.from_bytes(
-                self._mapped[end : end + _CHECKSUM_BYTES].tobytes(), "little"
-            )
-            words = data.view("<u2")
-            if _kernels.fletcher32(words if words.flags.aligned else words.copy()) != stored:
+            stored = _stored_checksum(self._mapped, end)
+            if _checksum(data) != stored:
                 first = k * self._chunk
                 raise self._damaged(first, first + self._chunk, "checksum error")
             if stored == 0 and self._sums is not None and self._sums[k]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from listmode.errors import InputError
-from listmode.formats._chunks import index_faults
+from listmode.formats._chunks import index_faults, read_whole
 from listmode.module_pairs import ModulePairs
 from listmode.scanner import MAX_CRYSTALS, BlockLayout, Scanner, TofModel
 from listmode.source import F32, ScanProtocol
@@ -77,11 +77,18 @@ def write_head(
 
 
 def read_array(
-    group: Any, name: str, kinds: str, max_values: int, *, is_growing: bool = False
+    group: Any,
+    name: str,
+    kinds: str,
+    max_values: int,
+    *,
+    is_growing: bool = False,
+    mapped: NDArray[np.uint8] | None = None,
 ) -> NDArray[Any]:
     """Read a small dataset whole, once its size and type are known to be sane.
 
-    The index of a growing dataset has checksums of its own and may be ahead of its length.
+    With ``mapped``, all bytes of the file, this is several times faster. The index of a growing
+    dataset has checksums of its own and may be ahead of its length.
 
     Raises
     ------
@@ -95,8 +102,12 @@ def read_array(
             f"{name} must hold at most {max_values} plain numbers, but it holds "
             f"{shape} of type {getattr(dataset, 'dtype', None)!s:.40}; write the file again"
         )
-    if not is_growing and (fault := index_faults(dataset)):
+    if not is_growing and (fault := index_faults(dataset, mapped)):
         raise InputError(f"{name} must be whole, but {fault}; copy or write the file again")
+    if mapped is not None and not is_growing and dataset.chunks is not None:
+        fast = read_whole(dataset, mapped)
+        if fast is not None:
+            return fast
     values: NDArray[Any] = dataset[...]
     return values
 
@@ -133,7 +144,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def read_scanner(file: h5py.File) -> Scanner:
+def read_scanner(file: h5py.File, mapped: NDArray[np.uint8] | None = None) -> Scanner:
     """Rebuild the scanner bit for bit.
 
     Raises
@@ -145,7 +156,10 @@ def read_scanner(file: h5py.File) -> Scanner:
         group = file["scanner"]
         values: dict[str, Any] = {k: _plain(v) for k, v in group.attrs.items()}
         values.update(
-            {name: read_array(group, name, "fiu", 3 * MAX_CRYSTALS) for name in ARRAYS}
+            {
+                name: read_array(group, name, "fiu", 3 * MAX_CRYSTALS, mapped=mapped)
+                for name in ARRAYS
+            }
         )
         values["tof"] = TofModel(**{k: _plain(v) for k, v in group["tof"].attrs.items()})
         if "layout" in group:
@@ -155,7 +169,7 @@ def read_scanner(file: h5py.File) -> Scanner:
         if "module_pairs" in group:
             part = group["module_pairs"]
             tables = {
-                name: read_array(part, name, "fi", _MAX_PAIR_VALUES)
+                name: read_array(part, name, "fi", _MAX_PAIR_VALUES, mapped=mapped)
                 for name in _PAIR_TABLES
                 if name in part
             }

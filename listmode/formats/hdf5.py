@@ -99,7 +99,7 @@ class Hdf5Listmode(CoveredListmode):
                 f"{self._path.name!r} must have a layout version up to {layout.VERSION}, but "
                 f"it has {attrs['format_version']}; use a newer stillpet"
             )
-        self.scanner = layout.read_scanner(self._file)
+        self.scanner = layout.read_scanner(self._file, self._mapped)
         self.protocol = layout.read_protocol(self._file)
         self.clock_zero = str(attrs["clock_zero"])
         self.notes = _texts(attrs["notes"])
@@ -132,8 +132,9 @@ class Hdf5Listmode(CoveredListmode):
         group = self._file[stream]
         if self.is_complete or self.is_live:
             stored = layout.read_array(
-                group, "tick_offset", "iu", MAX_TICKS + 1, is_growing=self.is_live
-            )
+                group, "tick_offset", "iu", MAX_TICKS + 1, is_growing=self.is_live,
+                mapped=self._mapped,
+            )  # fmt: skip
         else:
             n = min(_n_whole(group["tick_offset"], len(self._mapped)), MAX_TICKS + 1)
             stored = _first_readable(group["tick_offset"], n)
@@ -144,7 +145,8 @@ class Hdf5Listmode(CoveredListmode):
     def _read_efficiency(self) -> F32:
         n = self.scanner.n_crystals
         group = self._file["normalisation"]
-        values = layout.read_array(group, "crystal_efficiency", "f", n).astype(np.float32)
+        values = layout.read_array(group, "crystal_efficiency", "f", n, mapped=self._mapped)
+        values = values.astype(np.float32)
         if values.shape != (n,) or not (np.isfinite(values) & (values >= 0)).all():
             raise InputError(
                 f"{self._path.name!r} must hold one efficiency a crystal, from 0 up, but it "
@@ -380,9 +382,9 @@ def _n_whole(dataset: h5py.Dataset, n_bytes: int) -> int:
 
     with contextlib.suppress(RuntimeError, OSError):
         dataset.id.chunk_iter(note)
-    n = 0
+    n, step = 0, int(dataset.chunks[0])  # a property that asks the library each time
     while n in there:
-        n += int(dataset.chunks[0])
+        n += step
     return min(n, len(dataset))
 
 
