@@ -185,6 +185,24 @@ def test_compressed_files_of_others_are_walked_through(tmp_path: Path) -> None:
         assert np.array_equal(read.read("prompts", 0, 500).tof_bin, scan.prompts.tof_bin)
 
 
+def test_attributes_of_all_kinds_are_walked_through(tmp_path: Path) -> None:
+    """The walk reads them by h5py's lower level, which knows fewer kinds than the upper one."""
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, value in {
+            "text": "ä", "bytes": b"x", "many": ["a", "b"], "none": h5py.Empty("f4"),
+            "no text": h5py.Empty("S1"), "flag": True, "table": np.zeros((2, 3), ">i2"),
+            "record": np.zeros(2, [("a", "i4"), ("b", "f8", 2)]), "nothing": np.zeros(0),
+            "complex": 1j, "half": np.float16(1), "void": np.void(b"abc"),
+        }.items():  # fmt: skip
+            file.attrs[name] = value
+        file.attrs.create("of arrays", np.zeros((2, 4)), dtype=np.dtype((float, 4)))
+        rows = np.array([np.arange(3, dtype="i4"), np.arange(2, dtype="i4")], object)
+        file.attrs.create("grows", rows, dtype=h5py.vlen_dtype("i4"))
+        file.attrs.create("chosen", 1, dtype=h5py.enum_dtype({"one": 1}))
+        file.attrs["leads"] = file.create_group("über").ref
+    walk_hdf5(str(tmp_path / "x.h5"))
+
+
 def test_a_file_is_walked_through_once_and_again_when_it_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
