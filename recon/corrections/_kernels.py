@@ -1,4 +1,4 @@
-"""Compiled loops of the scatter simulation and its evaluation; lengths are in coarse voxels."""
+"""Compiled loops of the corrections; lengths of the scatter simulation are in coarse voxels."""
 
 from __future__ import annotations
 
@@ -401,3 +401,110 @@ def miss_mask(
             if mask[x, y, z]:
                 missed[e] = 0
                 break
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def edge_factors(
+    crystal_a, crystal_b, position, normal, axis, sense, place, across, along, steepest,
+    per_slope, out,
+):  # fmt: skip
+    """Multiply pair efficiencies by what both ends' edges see; see ``block_edges``."""
+    for e in range(crystal_a.size):
+        factor = 1.0
+        for end in range(2):
+            to = crystal_a[e] if end == 0 else crystal_b[e]
+            other = crystal_b[e] if end == 0 else crystal_a[e]
+            rx = position[to, 0] - position[other, 0]
+            ry = position[to, 1] - position[other, 1]
+            rz = position[to, 2] - position[other, 2]
+            nx, ny, nz = normal[to, 0], normal[to, 1], normal[to, 2]
+            tx = sense * (axis[1] * nz - axis[2] * ny)
+            ty = sense * (axis[2] * nx - axis[0] * nz)
+            tz = sense * (axis[0] * ny - axis[1] * nx)
+            inwards = max(rx * nx + ry * ny + rz * nz, 1e-6)
+            factor *= _at_slope(
+                across, place[to, 0], (rx * tx + ry * ty + rz * tz) / inwards, steepest,
+                per_slope,
+            )  # fmt: skip
+            factor *= _at_slope(
+                along, place[to, 1], (rx * axis[0] + ry * axis[1] + rz * axis[2]) / inwards,
+                steepest, per_slope,
+            )  # fmt: skip
+        out[e] *= factor
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def _at_slope(table, row, slope, steepest, per_slope):
+    at = (min(max(slope, -steepest), steepest) + steepest) * per_slope
+    i = min(int(at), table.shape[1] - 2)
+    return table[row, i] + (at - i) * (table[row, i + 1] - table[row, i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def mean_survival(
+    mu, point, point_det, way, way_det, principal, weight, radius, half_length, reach, soft,
+    step, first, stop, out,
+):  # fmt: skip
+    """Average the survival of photon pairs from points over directions, by principal axis.
+
+    ``mu`` is per mm on voxels with a border of zeros; ``point`` and ``way`` (per mm) are in its
+    voxels, their copies ``_det`` in mm in the detector's frame. A direction counts by its
+    ``weight`` as far as both its ends lie on the cylinder of crystals, and within ``reach`` of
+    each other, ``soft`` mm wide; a thousandth of it always counts.
+    """
+    part = np.zeros(3)
+    for i in range(first, stop):
+        norm = 0.0
+        part[:] = 0.0
+        px, py, pz = point_det[i, 0], point_det[i, 1], point_det[i, 2]
+        inner = max(radius * radius - px * px - py * py, 0.0)
+        for m in range(way.shape[0]):
+            dx, dy, dz = way_det[m, 0], way_det[m, 1], way_det[m, 2]
+            along = px * dx + py * dy
+            across = max(dx * dx + dy * dy, 1e-6)
+            root = math.sqrt(along * along + across * inner)
+            one = pz + (-along + root) / across * dz
+            other = pz + (-along - root) / across * dz
+            w = min(max((half_length - abs(one)) / soft + 0.5, 0.0), 1.0)
+            w *= min(max((half_length - abs(other)) / soft + 0.5, 0.0), 1.0)
+            w *= min(max((reach - abs(one - other)) / soft + 0.5, 0.0), 1.0)
+            w = weight[m] * max(w, 1e-3)
+            norm += w
+            part[principal[m]] += w * math.exp(-line_of(mu, point, i, way, m, step))
+        for k in range(3):
+            out[i, k] = part[k] / norm
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def line_of(mu, point, i, way, m, step):
+    """Integrate mu along both rays from a point, by linear interpolation at midpoints."""
+    low, high = -1e9, 1e9
+    for k in range(3):
+        p, d, top = point[i, k], way[m, k], mu.shape[k] - 1.0
+        if abs(d) < 1e-9:
+            if not 0.0 < p < top:
+                return 0.0
+            continue
+        a, b = -p / d, (top - p) / d
+        low, high = max(low, min(a, b)), min(high, max(a, b))
+    if high <= low:
+        return 0.0
+    n = int((high - low) / step) + 1
+    length = (high - low) / n
+    x, y, z = point[i, 0] + low * way[m, 0], point[i, 1] + low * way[m, 1], point[i, 2]
+    z += low * way[m, 2]
+    dx, dy, dz = length * way[m, 0], length * way[m, 1], length * way[m, 2]
+    total = 0.0
+    for s in range(n):
+        u, v, w = x + (s + 0.5) * dx, y + (s + 0.5) * dy, z + (s + 0.5) * dz
+        ix, iy, iz = int(u), int(v), int(w)
+        u, v, w = u - ix, v - iy, w - iz
+        a = mu[ix, iy, iz] + w * (mu[ix, iy, iz + 1] - mu[ix, iy, iz])
+        b = mu[ix, iy + 1, iz] + w * (mu[ix, iy + 1, iz + 1] - mu[ix, iy + 1, iz])
+        c = mu[ix + 1, iy, iz] + w * (mu[ix + 1, iy, iz + 1] - mu[ix + 1, iy, iz])
+        d = mu[ix + 1, iy + 1, iz]
+        d += w * (mu[ix + 1, iy + 1, iz + 1] - mu[ix + 1, iy + 1, iz])
+        a += v * (b - a)
+        c += v * (d - c)
+        total += a + u * (c - a)
+    return total * length

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from listmode.errors import InputError
 from listmode.scanner import Scanner
 from recon import _kernels
+from recon.corrections.block_edges import edge_response
 
 F32 = NDArray[np.float32]
 
@@ -102,7 +103,8 @@ def pair_efficiency(
     ``P = 1 - exp(-mu f L / cos)``: the étendue of two faces over the 2 pi of a pair's
     directions (Cherry, Sorenson, Phelps, Physics in Nuclear Medicine, 4th ed., 2012, ch. 18).
     ``f`` is the filled fraction of the crystal's cell. The stopping length of oblique rays
-    moves the UHS/HS sensitivity ratio of the Quadra from 1.96 to 2.06.
+    moves the UHS/HS sensitivity ratio of the Quadra from 1.96 to 2.06. A stated block profile
+    ``g`` follows the incidence: see :mod:`recon.corrections.block_edges`.
     """
     pairs = scanner.module_pairs
     if pairs is not None and pairs.factor is not None:
@@ -122,6 +124,8 @@ def pair_efficiency(
         efficiency_scale(scanner),
         out,
     )
+    if (edges := edge_response(scanner)) is not None:
+        edges.apply(scanner, a, b, out)
     if pairs is not None:
         out *= pairs.factors(a, b)
     return out
