@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
+from scipy.ndimage import correlate1d
 
 from listmode.errors import InputError
 from listmode.progress import SILENT, Progress
 from listmode.scanner import Scanner
 from recon import _kernels
 from recon.corrections.acceptance import RingTable, find_rings
-from recon.corrections.attenuation import check_mu, mu_rays
+from recon.corrections.attenuation import check_mu, mean_survival, mu_rays
 from recon.corrections.normalisation import pair_efficiency
 from recon.image import Grid, Volume
-from recon.motion import Poses, move_scanner
+from recon.motion import Poses, invert, move_scanner
 from recon.projector import RayModel, run_in_threads
 
 F32 = NDArray[np.float32]
@@ -38,7 +39,8 @@ MIN_PAIRS_A_POSE = 100_000
 N_BATCHES = 8  # independent batches: they give the error, and threads work on them
 CHUNK = 1 << 16
 DEFAULT_N_PAIRS = 48_000_000
-CACHE_VERSION = 2
+CACHE_VERSION = 3
+TRIANGLE = np.array([1.0, 16.0, 26.0, 16.0, 1.0]) / 60.0  # of four steps, by its moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,14 +145,21 @@ def compute_sensitivity(
     table = find_rings(scanner)
     draw = _free_draw(scanner) if table is None else _ring_draw(table)
     batches = _sample(
-        seen, coarse, mu, crystal_efficiency, n_pairs, draw, first_pair, threads=threads,
-        progress=progress,
+        scanner, seen, coarse, mu, crystal_efficiency, n_pairs, draw, first_pair,
+        threads=threads, progress=progress,
     )  # fmt: skip
     mean = batches.mean(axis=0)
     strong = mean > 0.1 * mean.max()
     spread = batches.std(axis=0, ddof=1)[strong] / math.sqrt(N_BATCHES) / mean[strong]
+    share = _axis_share(seen, coarse, draw)
+    guide = None
+    if mu is not None and min(coarse.voxel_mm) > 1.5 * max(grid.voxel_mm):
+        move = None if reference_from_scanner is None else invert(reference_from_scanner)
+        guide = mean_survival(
+            mu, scanner, _half_grid(coarse), scanner_from_grid=move, threads=threads
+        )
     result = Sensitivity(
-        _refine(mean, coarse, grid, _axis_share(seen, coarse, draw)),
+        _refine(mean, coarse, grid, share, guide),
         grid,
         float(np.sqrt(np.mean(spread**2))) if strong.any() else 0.0,
         n_pairs,
@@ -302,27 +311,88 @@ def _coarse_grid(grid: Grid, coarse_mm: float) -> Grid:
     )
 
 
-def _refine(coarse_values: F64, coarse: Grid, grid: Grid, share: F64) -> F32:
+def _half_grid(coarse: Grid) -> Grid:
+    """Give a grid of half the voxels, from the first centre of a coarse one to its last."""
+    nx, ny, nz = (2 * n - 1 for n in coarse.shape)
+    x, y, z = (v / 2.0 for v in coarse.voxel_mm)
+    return Grid((nx, ny, nz), (x, y, z), coarse.origin_mm)
+
+
+def _refine(
+    coarse_values: F64, coarse: Grid, grid: Grid, share: F64, guide: F32 | None = None
+) -> F32:
     """Interpolate by cubic splines; a voxel's sensitivity goes with its volume.
 
     Projection has smoothed the coarse values: across its principal axis a ray is shared
     between two voxels, a triangle of variance h²/6. Half of that times the second difference
     takes the smoothing back to leading order, down to the smoothing of the fine grid's own
     projector, which the image's model has; ``share`` of the rays have each principal axis.
+
+    Near the body's surface attenuation changes within a coarse voxel. Where a ``guide`` is
+    given on :func:`_half_grid`, what is interpolated is the ratio to it, smoothed alike, and
+    the guide itself from its own finer points.
     """
     values = coarse_values * (grid.voxel_ml / coarse.voxel_ml)
+    if guide is not None:
+        values = values / _as_projected(guide)[::2, ::2, ::2]
     sharper = values.copy()
     for axis in range(3):
-        wide = np.pad(values, [(int(k == axis), int(k == axis)) for k in range(3)], "edge")
         beyond = 1.0 - (grid.voxel_mm[axis] / coarse.voxel_mm[axis]) ** 2
-        sharper -= beyond * (1.0 - share[axis]) / 12.0 * np.diff(wide, 2, axis)
-    values = sharper
+        sharper -= beyond * (1.0 - share[axis]) / 12.0 * _second_difference(values, axis)
+    if guide is None:
+        return _interpolate(grid, [(sharper, coarse)])
+    half = _half_grid(coarse)
+    parts = np.moveaxis(guide.astype(np.float64), 3, 0)
+    own = parts.sum(axis=0)
     for axis in range(3):
-        at = (grid.axis_mm(axis) - coarse.origin_mm[axis]) / coarse.voxel_mm[axis]
-        knots = np.arange(coarse.shape[axis], dtype=np.float64)
-        spline = make_interp_spline(knots, np.eye(knots.size), k=3)
-        values = np.moveaxis(np.tensordot(spline(at), values, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(np.maximum(values, 0.0), dtype=np.float32)
+        smoothed = sum(parts[k] for k in range(3) if k != axis)
+        own += (
+            (grid.voxel_mm[axis] / half.voxel_mm[axis]) ** 2
+            / 12.0
+            * _second_difference(smoothed, axis)
+        )
+    return _interpolate(grid, [(sharper, coarse), (own, half)])
+
+
+def _second_difference(values: F64, axis: int) -> F64:
+    wide = np.pad(values, [(int(k == axis), int(k == axis)) for k in range(3)], "edge")
+    return np.diff(wide, 2, axis)
+
+
+def _as_projected(guide: F32) -> F64:
+    """Smooth like rays on voxels twice as wide: a triangle across each principal axis.
+
+    Tangents carry what changes at a surface, so each axis has its own part of the guide. The
+    weights are those of five points with the triangle's second and fourth moments.
+    """
+    out = np.zeros(guide.shape[:3])
+    for principal in range(3):
+        part = guide[..., principal].astype(np.float64)
+        for axis in range(3):
+            if axis != principal:
+                part = correlate1d(part, TRIANGLE, axis, mode="nearest")
+        out += part
+    return out
+
+
+def _interpolate(grid: Grid, factors: list[tuple[F64, Grid]]) -> F32:
+    """Multiply cubic splines of volumes on their own grids, at the voxels of another one."""
+    matrices = []
+    for values, own in factors:
+        across = []
+        for axis in range(3):
+            at = (grid.axis_mm(axis) - own.origin_mm[axis]) / own.voxel_mm[axis]
+            knots = np.arange(own.shape[axis], dtype=np.float64)
+            across.append(make_interp_spline(knots, np.eye(knots.size), k=3)(at))
+        sheets = np.tensordot(across[0], values, axes=(1, 0))
+        matrices.append((sheets, across[1], across[2]))
+    out = np.empty(grid.shape, np.float32)
+    for i in range(grid.shape[0]):  # plane by plane: no volume of doubles
+        product: F64 | float = 1.0
+        for sheets, along_y, along_z in matrices:
+            product = product * (along_y @ sheets[i] @ along_z.T)
+        out[i] = np.maximum(product, 0.0)
+    return out
 
 
 def _axis_share(scanner: Scanner, coarse: Grid, draw: Draw) -> F64:
@@ -336,6 +406,7 @@ def _axis_share(scanner: Scanner, coarse: Grid, draw: Draw) -> F64:
 
 def _sample(
     scanner: Scanner,
+    seen: Scanner,
     coarse: Grid,
     mu: Volume | None,
     crystal_efficiency: F32 | None,
@@ -346,9 +417,12 @@ def _sample(
     threads: int,
     progress: Progress,
 ) -> F64:
-    """Project sampled pairs back on the coarse grid, batch by batch."""
-    rays = RayModel.make(coarse, scanner, tof=False)
-    matter = None if mu is None else mu_rays(mu, scanner)
+    """Project sampled pairs back on the coarse grid, batch by batch.
+
+    The detector's efficiencies are its own wherever the patient ``seen`` by it lies.
+    """
+    rays = RayModel.make(coarse, seen, tof=False)
+    matter = None if mu is None else mu_rays(mu, seen)
     per_batch = n_pairs // N_BATCHES
     rng = np.random.default_rng(20240229)
     shifts = rng.random((N_BATCHES, 4))
