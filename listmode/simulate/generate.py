@@ -62,9 +62,16 @@ def simulate_in_memory(
         scanner, phantom, dose, motion, seed, count_fraction, scatter, with_randoms,
         emission_box_mm, duration_s, threads,
     )  # fmt: skip
+    return gather(simulation, progress)
+
+
+def gather(
+    simulation: Simulation, progress: Progress = SILENT
+) -> tuple[MemoryListmode, SimulationTruth]:
+    """Generate the slices of a simulation and keep them in memory as one scan."""
     slices = list(_slices(simulation, progress))
     listmode = MemoryListmode(
-        scanner=scanner,
+        scanner=simulation.scanner,
         protocol=simulation.protocol,
         prompts=_joined([s.prompts for s in slices]),
         prompts_offset=_offset(np.concatenate([s.prompts_per_tick for s in slices])),

@@ -17,6 +17,7 @@ __all__ = [
     "point_phantom",
     "pregnant_phantom",
     "scatter_phantom",
+    "torso_phantom",
 ]
 
 WATER_PER_CM = 0.096  # 511 keV, NIST XCOM
@@ -144,6 +145,33 @@ def image_quality_phantom(
             )
         )  # fmt: skip
     return Phantom("image quality", tuple(shapes), weight_kg=9.7)
+
+
+def torso_phantom(*, bq_ml_per_suv: float = LOW_DOSE_BQ_ML_PER_SUV) -> Phantom:
+    """Make a torso of 340 x 240 x 560 mm with six organs: two warm, two hot, two near air.
+
+    Liver, spleen, kidneys, heart, lungs and bladder as ellipsoids of textbook size with the FDG
+    uptake of :func:`pregnant_phantom`; the spleen's is a little below the liver's.
+    """
+    soft = SOFT
+    return Phantom(
+        "torso",
+        (
+            _cylinder("torso", "soft_tissue", (0, 0), (170, 120), (-280, 280), 0.7, soft),
+            _ellipsoid("left_lung", "lung", (85, 0, 170), (60, 85, 95), 0.45, LUNG, "torso"),
+            _ellipsoid("right_lung", "lung", (-85, 0, 170), (60, 85, 95), 0.45, LUNG, "torso"),
+            _ellipsoid("heart", "heart", (22, -60, 55), (38, 36, 40), 3.0, soft, "torso"),
+            _ellipsoid("liver", "liver", (-75, -15, -10), (80, 85, 75), 1.9, soft, "torso"),
+            _ellipsoid("spleen", "spleen", (105, 50, 20), (35, 38, 50), 1.6, soft, "torso"),
+            _ellipsoid("kidney_1", "kidney", (65, 60, -95), (32, 30, 58), 3.0, soft, "torso"),
+            _ellipsoid("kidney_2", "kidney", (-65, 60, -145), (32, 30, 58), 3.0, soft, "torso"),
+            _ellipsoid("bladder", "bladder", (0, -40, -225), (40, 35, 35), 10.0, soft, "torso"),
+        ),
+        physiological=frozenset({"liver", "kidney", "heart", "spleen", "bladder", "lung"}),
+        weight_kg=35.0,
+        unit="SUV",
+        bq_ml_per_suv=bq_ml_per_suv,
+    )  # fmt: skip
 
 
 def pregnant_phantom(

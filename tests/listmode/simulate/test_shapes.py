@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from listmode.simulate.phantom import (
     cylinder_phantom,
     image_quality_phantom,
     pregnant_phantom,
+    torso_phantom,
 )
 from listmode.simulate.shapes import Phantom, Shape
 from listmode.simulate.sources import make_body
@@ -92,8 +94,11 @@ def test_the_patient_moves_and_the_table_does_not() -> None:
     assert moved[:, :-3].sum() == pytest.approx(still[:, 3:].sum(), rel=0.05)
 
 
-def test_every_piece_of_the_pregnant_phantom_lies_in_its_parent_and_in_nothing_else() -> None:
-    phantom = pregnant_phantom()
+@pytest.mark.parametrize("make", [pregnant_phantom, torso_phantom])
+def test_every_piece_of_a_body_lies_in_its_parent_and_in_nothing_else(
+    make: Callable[[], Phantom],
+) -> None:
+    phantom = make()
     rng = np.random.default_rng(5)
     for time_s in (0.0, 1200.0):
         now = {s.name: phantom.shape_at(s.name, time_s) for s in phantom.shapes}
