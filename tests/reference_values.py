@@ -20,3 +20,19 @@ UHS_OVER_HS_LIMIT = 0.04
 SEGMENT_CENTRE_MM = np.arange(25.0, 326.0, 50.0)
 UHS_SEGMENTS_CPS_PER_KBQ = np.array([221.0, 210.0, 197.0, 180.0, 161.0, 141.0, 118.0])
 HS_SEGMENTS_RANGE_CPS_PER_KBQ = (81.6, 83.9)
+
+# Spatial resolution 10 mm off the axis: radial, tangential, axial FWHM by filtered back
+# projection, mm; and contrast recovery of the 10 and the 37 mm sphere, 4:1, with PSF and TOF, %
+# (PRENOSIL).
+RESOLUTION_FWHM_MM = (3.3, 3.4, 3.8)
+CONTRAST_RECOVERY_PERCENT = (69.6, 86.9)
+
+# What those allow a simulation of the same detector (the widths' spread, with OSEM in place of
+# filtered back projection; the largest sphere's published value less its own uncertainty).
+POINT_FWHM_RANGE_MM = (3.1, 4.2)
+LEAST_RECOVERY_37MM_PERCENT = 85.0
+
+# The least width that half a crystal (1.6 mm), acollinearity (0.0022 x 820 mm) and positron
+# range (0.54 mm) leave, in quadrature: Moses 2011, doi 10.1016/j.nima.2010.11.092, without his
+# factor of 1.25 for the reconstruction.
+LEAST_FWHM_MM = 2.47
