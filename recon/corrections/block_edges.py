@@ -72,12 +72,14 @@ def edge_response(scanner: Scanner) -> EdgeResponse | None:
     Returns
     -------
     EdgeResponse or None
-        ``None`` where the scanner states no profile or no block layout.
+        ``None`` where the scanner states no profile, or no layout of all its crystals.
     """
     layout, profile = scanner.layout, scanner.crystal_profile
     if layout is None or float(np.ptp(profile)) == 0.0:
         return None
     n_around = layout.n_blocks * layout.n_crystals
+    if scanner.n_crystals != n_around * layout.n_units * layout.n_rings_per_unit:
+        return None
     number = np.arange(scanner.n_crystals)
     place = np.stack((number % n_around % layout.n_crystals, number // n_around), axis=1)
     ends = scanner.crystal_position_mm[[0, -n_around]].astype(np.float64)
