@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import os
@@ -100,11 +101,20 @@ class GuardedFile:
     The HDF5 library crashes the process if a file cannot be written while it closes it
     (measured with HDF5 1.14: a full disk ends in a segmentation fault). So a failed write is
     kept in memory, where the library can read it back, and :meth:`check` raises it.
+
+    Between :meth:`hold` and :meth:`release` bytes go to the disk at once where nothing was
+    written before, and changes to what was there wait. Then the head of the file goes first,
+    which says how far the file reaches, and the others follow: so nothing on the disk names
+    what is not there yet, or what lies beyond the end that the head gives, whenever the process
+    is killed. The library itself writes changes in any order.
     """
 
     def __init__(self, path: Path) -> None:
         self._raw = path.open("w+b", buffering=0)
         self._lost: list[tuple[int, bytes]] = []
+        self._waiting: list[tuple[int, bytes]] = []
+        self._is_held = False
+        self._written: list[int] = []  # starts and ends of what was written, ascending
         self._error: OSError | None = None
         self._at = 0
         self._end = 0
@@ -136,18 +146,47 @@ class GuardedFile:
     def write(self, data: bytes | memoryview) -> int:
         """Write all data here, to the disk or, once that failed, to memory."""
         view = memoryview(data).cast("B")
+        if self._is_held and self._was_written(self._at, self._at + len(view)):
+            self._waiting.append((self._at, bytes(view)))
+        else:
+            self._put(self._at, view)
+        self._note_written(self._at, self._at + len(view))
+        self._at += len(view)
+        self._end = max(self._end, self._at)
+        return len(view)
+
+    def _put(self, at: int, view: memoryview) -> None:
         done = 0
         while done < len(view) and self._error is None:
             try:
-                self._raw.seek(self._at + done)
+                self._raw.seek(at + done)
                 done += self._raw.write(view[done:]) or 0
             except OSError as error:
                 self._error = error
         if done < len(view):
-            self._lost.append((self._at + done, bytes(view[done:])))
-        self._at += len(view)
-        self._end = max(self._end, self._at)
-        return len(view)
+            self._lost.append((at + done, bytes(view[done:])))
+
+    def _was_written(self, first: int, last: int) -> bool:
+        """Say whether any byte of ``[first, last)`` was written before."""
+        k = bisect.bisect_right(self._written, first)
+        return k % 2 == 1 or (k < len(self._written) and self._written[k] < last)
+
+    def _note_written(self, first: int, last: int) -> None:
+        low = bisect.bisect_left(self._written, first)
+        high = bisect.bisect_right(self._written, last)
+        ends = [first] * (low % 2 == 0) + [last] * (high % 2 == 0)
+        self._written[low:high] = ends
+
+    def hold(self) -> None:
+        """Let changes to what the file holds now wait."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """Make the changes that wait: the file's head first."""
+        waiting, self._waiting, self._is_held = self._waiting, [], False
+        for at, data in sorted(waiting, key=lambda change: change[0] != 0):
+            self._put(at, memoryview(data))
+        self._cut(self._end)
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
         """Fill a buffer from here; what was never written reads as zeros."""
@@ -155,7 +194,7 @@ class GuardedFile:
         self._raw.seek(self._at)
         n = self._raw.readinto(view) or 0
         view[n:] = bytes(len(view) - n)
-        for offset, data in self._lost:
+        for offset, data in (*self._waiting, *self._lost):
             first, last = max(offset, self._at), min(offset + len(data), self._at + len(view))
             if first < last:
                 view[first - self._at : last - self._at] = data[first - offset : last - offset]
@@ -175,13 +214,17 @@ class GuardedFile:
 
     def truncate(self, size: int) -> int:
         """Set the file's length."""
-        self._end = size
+        is_shorter, self._end = size < self._end, size
+        if not (is_shorter and self._is_held):
+            self._cut(size)
+        return size
+
+    def _cut(self, size: int) -> None:
         if self._error is None:
             try:
                 self._raw.truncate(size)
             except OSError as error:
                 self._error = error
-        return size
 
     def flush(self) -> None:
         """Do nothing: no byte waits here."""

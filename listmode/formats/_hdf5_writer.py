@@ -17,6 +17,7 @@ from listmode.formats import _hdf5_layout as layout
 from listmode.formats._atomic import GuardedFile, part_path, publish, write_error
 from listmode.formats._chunks import note_sums
 from listmode.formats._hdf5_columns import StreamColumns, check_append, check_efficiency
+from listmode.formats._mapped import MAX_TICKS
 from listmode.scanner import Scanner
 from listmode.source import ScanProtocol, Stream
 from listmode.windows import Windows
@@ -104,8 +105,10 @@ class ListmodeWriter:
                 )
                 for stream in _STREAMS
             }
-            if coverage is not None:
-                self._write_coverage(coverage)
+            # All that closing changes is there from the start and only takes other values: a
+            # header that grows is written in parts, and a kill between them loses the file.
+            self._file.attrs["stop_ms"] = np.int64(start_ms)
+            self._write_coverage(coverage or Windows([start_ms], [start_ms + MAX_TICKS]))
             self._flush()
         except BaseException as error:
             self._discard()
@@ -120,7 +123,9 @@ class ListmodeWriter:
 
     def _flush(self) -> None:
         self._file.flush()
+        self._disk.release()
         self._disk.check()
+        self._disk.hold()
 
     def append(
         self, stream: Stream, batch: EventBatch, n_per_tick: I64, truth: U8 | None = None
@@ -169,14 +174,16 @@ class ListmodeWriter:
                 stream.pad(n_ticks)
                 for column in stream.all():
                     column.write()
-            self._file.attrs["stop_ms"] = np.int64(self._start_ms + n_ticks)
+            stop_ms = self._start_ms + n_ticks
+            self._file.attrs.modify("stop_ms", np.int64(stop_ms))
             if self._coverage is None:
-                stop_ms = self._start_ms + n_ticks
-                self._write_coverage(Windows([self._start_ms], [stop_ms]))
+                self._file["coverage/stop_ms"][0] = stop_ms
             self._flush()
             note_sums(self._file, self._disk.read_at)
-            self._file.attrs["complete"] = 1
+            self._flush()
+            self._file.attrs.modify("complete", 1)
             self._file.close()
+            self._disk.release()
             self._disk.check()
             self._disk.close()
             publish(self._part, self.path)

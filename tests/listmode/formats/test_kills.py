@@ -21,6 +21,7 @@ import pytest
 from listmode.formats import _hdf5_writer, open_listmode
 from listmode.formats._atomic import GuardedFile
 from listmode.formats._hdf5_layout import CHUNK_EVENTS, CHUNK_TICKS
+from listmode.formats._sandbox_child import walk_hdf5
 from listmode.formats.convert import repair_listmode
 from listmode.formats.hdf5 import Hdf5Listmode, ListmodeWriter
 from listmode.formats.validate import validate_listmode
@@ -158,19 +159,36 @@ def test_killed_writer_leaves_a_file_with_all_that_was_flushed(
 
 
 class _Recorded(GuardedFile):
-    """Remembers every write, in order."""
+    """Remembers what reaches the disk, in order: bytes at a place, or a new length."""
 
-    log: ClassVar[list[tuple[int, bytes]]] = []
+    log: ClassVar[list[tuple[int, bytes | None]]] = []
 
-    def write(self, data: bytes | memoryview) -> int:
-        self.log.append((self.tell(), bytes(memoryview(data).cast("B"))))
-        return super().write(data)
+    def _put(self, at: int, view: memoryview) -> None:
+        if len(view):
+            self.log.append((at, bytes(view)))
+        super()._put(at, view)
+
+    def _cut(self, size: int) -> None:
+        self.log.append((size, None))
+        super()._cut(size)
+
+
+def _change(image: bytearray, at: int, data: bytes | None) -> None:
+    if data is None:
+        del image[at:]
+        image.extend(bytes(at - len(image)))
+    else:
+        image.extend(bytes(max(at + len(data) - len(image), 0)))
+        image[at : at + len(data)] = data
 
 
 def test_plain_file_opens_between_any_two_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every state that a kill can leave on the disk, and not only those that chance finds."""
+    """Every state that a kill can leave on the disk, and not only those that chance finds.
+
+    The walk is that of the child process which looks at a file first.
+    """
     monkeypatch.setattr(_hdf5_writer, "GuardedFile", _Recorded)
     monkeypatch.setattr(_Recorded, "log", [])
     scan = random_scan(1, n_prompts=40_000, n_delayeds=9_000, n_ticks=N_TICKS, has_truth=True)
@@ -178,22 +196,27 @@ def test_plain_file_opens_between_any_two_writes(
         tmp_path / "scan.h5", scanner=scan.scanner, protocol=scan.protocol, has_truth=True
     )
     n_writes = []
-    for _ in range(30):
+    for _ in range(18):
         writer.append("prompts", scan.prompts, np.diff(scan.prompts_offset), scan.truth)
         writer.append("delayeds", scan.delayeds, np.diff(scan.tick_offset("delayeds")))
         n_writes.append(len(_Recorded.log))
-    n_first = 20  # several chunks of each column are flushed by then
+    writer.close()
+    n_first = 15  # some chunks of each column are flushed by then
     image = bytearray()
-    for k, (at, data) in enumerate(_Recorded.log[: n_writes[-1]]):
-        image.extend(bytes(max(at + len(data) - len(image), 0)))
-        image[at : at + len(data)] = data
+    was_whole = False
+    for k, (at, data) in enumerate(_Recorded.log):
+        _change(image, at, data)
         if k + 1 < n_writes[n_first - 1]:
             continue
         n_parts = int(np.searchsorted(n_writes, k + 1, side="right"))
         (tmp_path / "killed.h5").write_bytes(image)
+        walk_hdf5(str(tmp_path / "killed.h5"))
         with Hdf5Listmode(tmp_path / "killed.h5") as read:
             _assert_holds_what_was_written(read, _flushed_by_plain_writer(n_parts))
-    writer.close()
+            assert read.is_complete or not was_whole
+            was_whole = read.is_complete
+    assert was_whole
+    assert image == (tmp_path / "scan.h5").read_bytes()
 
 
 def test_killed_and_finished_files_hold_the_same(tmp_path: Path) -> None:
