@@ -14,6 +14,7 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
+BLOCK_MS = 16  # for so long a pool is read on from a random place, which the cache likes
 MARGIN = 1.25  # events are drawn so much more often than needed, to be accepted or not
 
 
@@ -50,14 +51,21 @@ def draw_events(
     A bladder event starts at a uniform place of the ellipsoid, is accepted with the relative
     sensitivity there, and is displaced by a residual of the pool of the nearest node (drawn
     in proportion to the distances). A body event is one of the pool, moved with the body; a
-    fixed one is one of the pool. What falls outside the box is not written.
+    fixed one is one of the pool. What falls outside the box is not written. Pools hold events
+    in random order, so the next ones are as good as any.
     """
     n_nodes, n_blur = blur_mm.shape[0], blur_mm.shape[1]
     spacing = node_z_mm[1] - node_z_mm[0]
     largest = rate.max()
     n = 0
     p = np.empty(3)
+    at = np.zeros(n_nodes + 2, np.int64)  # where each pool is read on
     for t in range(n_bladder.size):
+        if t % BLOCK_MS == 0:
+            for i in range(n_nodes):
+                at[i] = int(rng.random() * n_blur)
+            at[n_nodes] = int(rng.random() * body_mm.shape[0])
+            at[n_nodes + 1] = int(rng.random() * fixed_mm.shape[0])
         m = turn[turn_of_ms[t]]
         for kind in range(3):
             count = n_bladder[t] if kind == 0 else (n_body[t] if kind == 1 else n_fixed[t])
@@ -79,7 +87,8 @@ def draw_events(
                     here = ((1.0 - part) * rate[node] + part * rate[node + 1]) / largest
                     if rng.random() < part:
                         node += 1
-                    k = int(rng.random() * n_blur)
+                    k = at[node]
+                    at[node] = k + 1 if k + 1 < n_blur else 0
                     d = blur_direction[node, k]
                     here *= geometry[d % 3, z] / geometry[d % 3, z_body]
                     if rng.random() * MARGIN > here:
@@ -87,7 +96,8 @@ def draw_events(
                     for i in range(3):
                         p[i] += blur_mm[node, k, i]
                 elif kind == 1:
-                    k = int(rng.random() * body_mm.shape[0])
+                    k = at[n_nodes]
+                    at[n_nodes] = k + 1 if k + 1 < body_mm.shape[0] else 0
                     for i in range(3):
                         p[i] = pivot_mm[i] + shift_mm[t, i]
                         for j in range(3):
@@ -100,7 +110,8 @@ def draw_events(
                     if rng.random() * MARGIN > here:
                         continue
                 else:
-                    k = int(rng.random() * fixed_mm.shape[0])
+                    k = at[n_nodes + 1]
+                    at[n_nodes + 1] = k + 1 if k + 1 < fixed_mm.shape[0] else 0
                     for i in range(3):
                         p[i] = fixed_mm[k, i]
                     d = fixed_direction[k]
@@ -126,3 +137,26 @@ def largest_change(trace_mm: F64, n_lag: int) -> F64:
             total += (trace_mm[i, j] - trace_mm[i - n_lag, j]) ** 2
         out[i] = math.sqrt(total)
     return out
+
+
+@njit(cache=True, nogil=True)
+def sum_inside(
+    time_ms: I32,
+    point_mm: F32,
+    centre_mm: F64,
+    reach_mm: F64,
+    first_ms: int,
+    window_ms: int,
+    total: F64,
+) -> None:
+    """Sum x, y, z and 1 over the events inside an ellipsoid, by window. Shape (n, 4)."""
+    last = total.shape[0] - 1
+    for e in range(time_ms.size):
+        far = 0.0
+        for i in range(3):
+            far += ((point_mm[e, i] - centre_mm[i]) / reach_mm[i]) ** 2
+        if far < 1.0:
+            w = min(max((time_ms[e] - first_ms) // window_ms, 0), last)
+            for i in range(3):
+                total[w, i] += point_mm[e, i]
+            total[w, 3] += 1.0

@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._kernels_motion import sum_inside
 from benchmarks.motion_baselines import (
     DETECTORS,
     Options,
@@ -33,6 +35,7 @@ from benchmarks.motion_baselines import (
     shift_at,
 )
 from benchmarks.motion_events import MotionCase, Pools, draw_scan, make_pools, start_bladder
+from benchmarks.motion_figures import figure_table, figures
 from listmode.errors import InputError
 from listmode.motion.bladder import Bladder
 from listmode.motion.changes import Changes, find_changes
@@ -55,9 +58,8 @@ NUMBERS = {
 }
 STILL = ("filling", "breathing", "wander")
 NEAR_S = 5.0  # an alarm this near a change found it; a ramp's length comes on top
-SECONDS_PER_FULL_SCAN = (
-    45.0  # one core at 2.5 GHz; a scan of a tenth of the counts takes a tenth
-)
+# One core at 2.5 GHz: what every scan takes, and what the full counts take on top.
+SECONDS_PER_SCAN, SECONDS_PER_FULL_SCAN = 1.5, 12.0
 
 
 def _direction(rng: np.random.Generator, length_mm: float) -> tuple[float, float, float]:
@@ -117,16 +119,13 @@ def centroid_trace(events: RegionEvents, start: Bladder, window_ms: int) -> Moti
     """Follow the mean position in a fixed region, as the published methods do."""
     centre, semi = np.array(start.centre_mm), np.array(start.semi_axis_mm)
     reach = 1.6 * semi + 8.0
-    inside = (((events.point_mm - centre) / reach) ** 2).sum(axis=1) < 1.0
     start_ms, stop_ms = int(events.windows.start_ms[0]), int(events.windows.stop_ms[-1])
     edges = np.arange(start_ms, stop_ms + 1, window_ms, dtype=np.int64)
     n = len(edges) - 1
-    window = np.clip((events.time_ms[inside] - start_ms) // window_ms, 0, n - 1)
-    counts = np.bincount(window, minlength=n)
-    place = (
-        np.stack([np.bincount(window, events.point_mm[inside, k], n) for k in range(3)], axis=1)
-        / np.maximum(counts, 1)[:, None]
-    )
+    total = np.zeros((n, 4))
+    sum_inside(events.time_ms, events.point_mm, centre, reach, start_ms, window_ms, total)
+    counts = total[:, 3].astype(np.int64)
+    place = total[:, :3] / np.maximum(counts, 1)[:, None]
     place[counts == 0] = np.nan
     return MotionTrace(
         edges_ms=edges,
@@ -134,7 +133,7 @@ def centroid_trace(events: RegionEvents, start: Bladder, window_ms: int) -> Moti
         standard_error_mm=np.repeat(
             (15.0 / np.sqrt(np.maximum(counts, 1)))[:, None], 3, axis=1
         ),
-        counts=counts.astype(np.int64),
+        counts=counts,
         reference_mm=np.nanmedian(place, axis=0),
         reference="centroid",
         scale=np.ones(n),
@@ -218,6 +217,11 @@ def load_trace(kept: dict[str, Any]) -> MotionTrace:
     )
 
 
+def own_trace(line: dict[str, Any]) -> MotionTrace:
+    """Make the bladder's trace of a kept scan."""
+    return load_trace(line["trace"])
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the finished lines of a JSON-lines file; a line cut off by a kill is passed over."""
     if not path.is_file():
@@ -231,6 +235,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def turns(cases: list[MotionCase]) -> list[float]:
+    """Give each scan's place among those of its kind, from 0 to 1."""
+    number = Counter(c.kind for c in cases)
+    seen: Counter[str] = Counter()
+    turns = []
+    for case in cases:
+        turns.append((seen[case.kind] + 0.5) / number[case.kind])
+        seen[case.kind] += 1
+    return turns
+
+
 def run(
     folder: Path,
     scale: float,
@@ -238,7 +253,7 @@ def run(
     seconds: float = math.inf,
     say: Callable[[str], object] = print,
 ) -> int:
-    """Draw what is not there yet, tuning set first; give the number of scans still missing."""
+    """Draw what is not there yet, kinds and sets in turn; give how many are still missing."""
     folder.mkdir(parents=True, exist_ok=True)
     pool_file = folder / "pools.npz"
     if not pool_file.is_file():
@@ -246,20 +261,26 @@ def run(
         make_pools().save(pool_file)
     pools = Pools.load(pool_file)
     begin = time.monotonic()
-    missing = 0
+    todo: list[tuple[float, str, MotionCase]] = []
     for which in FIRST_SEED:
-        path = folder / f"{which}.jsonl"
-        done = {line["case"]["seed"] for line in read_lines(path)}
-        todo = [c for c in suite_cases(which, scale) if c.seed not in done]
-        hours = sum(c.counts for c in todo) * SECONDS_PER_FULL_SCAN / 3600.0
-        say(f"{which}: {len(done)} scans done, {len(todo)} to do, {hours:.2f} h of one core")
-        with path.open("a", encoding="utf-8") as out:
-            for case in todo:
-                if time.monotonic() - begin > seconds:
-                    missing += 1
-                    continue
-                out.write(json.dumps(run_case(pools, case)) + "\n")
-                out.flush()
+        done = {line["case"]["seed"] for line in read_lines(folder / f"{which}.jsonl")}
+        cases = suite_cases(which, scale)
+        left = [
+            (at, c) for at, c in zip(turns(cases), cases, strict=True) if c.seed not in done
+        ]
+        cost_s = sum(SECONDS_PER_SCAN + c.counts * SECONDS_PER_FULL_SCAN for _, c in left)
+        hours = cost_s / 3600.0
+        say(f"{which}: {len(done)} scans done, {len(left)} to do, {hours:.2f} h of one core")
+        todo += [(at, which, c) for at, c in left]
+    # A run that is stopped early leaves the same share of every kind in both sets.
+    todo.sort(key=lambda item: item[0])
+    missing = 0
+    for _, which, case in todo:
+        if time.monotonic() - begin > seconds:
+            missing += 1
+            continue
+        with (folder / f"{which}.jsonl").open("a", encoding="utf-8") as out:
+            out.write(json.dumps(run_case(pools, case)) + "\n")
     return missing
 
 
@@ -449,6 +470,10 @@ def main() -> None:
         print(f"{missing} scans missing; run again to go on" if missing else "complete")
     else:
         print("\n".join(table(score(options.folder))))
+        found = figures(read_lines(options.folder / "test.jsonl"), own_trace)
+        save = json.dumps(found, indent=1) + "\n"
+        (options.folder / "figures.json").write_text(save, "utf-8")
+        print("\n".join(["", *figure_table(found)]))
 
 
 if __name__ == "__main__":

@@ -163,10 +163,90 @@ def _look_up(table, d, u, v, w, out):
 
 
 @njit(cache=True, nogil=True)
-def score_windows(
+def sort_by_direction(
+    time_ms: I32,
     point_mm: F32,
-    direction: U8,
     weight: F32,
+    direction: U8,
+    place_of: I64,
+    sorted_ms: I32,
+    sorted_points: F32,
+) -> None:
+    """Order events by class of direction, in each class as they were; x, y, z, weight a row.
+
+    ``place_of`` holds the place of each class's first event; afterwards, of the class's end.
+    """
+    for e in range(direction.size):
+        n = place_of[direction[e]]
+        place_of[direction[e]] = n + 1
+        sorted_ms[n] = time_ms[e]
+        for i in range(3):
+            sorted_points[n, i] = point_mm[e, i]
+        sorted_points[n, 3] = weight[e]
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _add_scores(n, cell, part, t0, t1, t2, t3, t4, t5, t6, t7, total):
+    """Add the scores of events and their products to 9 sums.
+
+    ``t0`` to ``t7`` are one table from the 8 corners of cell 0 on, so that all share an index
+    and the compiler gathers in vectors.
+    """
+    one = np.float32(1.0)
+    s0 = s1 = s2 = 0.0
+    q00 = q01 = q02 = q11 = q12 = q22 = 0.0
+    for r in range(n):
+        x = np.uint64(cell[r])
+        y, z = x + np.uint64(1), x + np.uint64(2)
+        fu, fv, fw, m = part[0, r], part[1, r], part[2, r], part[3, r]
+        gu, gv, gw = one - fu, one - fv, one - fw
+        e0, e1, e2, e3 = gu * gv, gu * fv, fu * gv, fu * fv
+        w0, w1, w2, w3 = e0 * gw, e0 * fw, e1 * gw, e1 * fw
+        w4, w5, w6, w7 = e2 * gw, e2 * fw, e3 * gw, e3 * fw
+        gx = np.float64(
+            m
+            * (
+                (w0 * t0[x] + w1 * t1[x] + w2 * t2[x] + w3 * t3[x])
+                + (w4 * t4[x] + w5 * t5[x] + w6 * t6[x] + w7 * t7[x])
+            )
+        )
+        gy = np.float64(
+            m
+            * (
+                (w0 * t0[y] + w1 * t1[y] + w2 * t2[y] + w3 * t3[y])
+                + (w4 * t4[y] + w5 * t5[y] + w6 * t6[y] + w7 * t7[y])
+            )
+        )
+        gz = np.float64(
+            m
+            * (
+                (w0 * t0[z] + w1 * t1[z] + w2 * t2[z] + w3 * t3[z])
+                + (w4 * t4[z] + w5 * t5[z] + w6 * t6[z] + w7 * t7[z])
+            )
+        )
+        s0 += gx
+        s1 += gy
+        s2 += gz
+        q00 += gx * gx
+        q01 += gx * gy
+        q02 += gx * gz
+        q11 += gy * gy
+        q12 += gy * gz
+        q22 += gz * gz
+    total[0] += s0
+    total[1] += s1
+    total[2] += s2
+    total[3] += q00
+    total[4] += q01
+    total[5] += q02
+    total[6] += q11
+    total[7] += q12
+    total[8] += q22
+
+
+@njit(cache=True, nogil=True)
+def score_windows(
+    point: F32,
     window_event: I64,
     table: F32,
     lower_mm: F64,
@@ -182,42 +262,64 @@ def score_windows(
 ) -> None:
     """Sum the template's score over the events of each window ``first <= w < last``.
 
-    An event at ``m`` is looked up at ``(m - shift) / scale``, the place it has in the
-    template's own frame. ``score`` gets the sum of the weighted gradients (n, 3), ``square``
-    the sums of products of weighted gradients (n, 3, 3). Windows that are not active are
-    left as they are.
+    Rows of ``point`` are x, y, z and weight; ``window_event[d, w]`` up to
+    ``window_event[d, w + 1]`` are the events of window ``w`` and class of directions ``d``:
+    class after class, so that one class's table stays in the cache. An event at ``m`` is
+    looked up at ``(m - shift) / scale``, the place it has in the template's own frame.
+    ``score`` gets the sum of the weighted gradients (n, 3), ``square`` the sums of products of
+    weighted gradients (n, 3, 3). Windows that are not active are left as they are.
     """
+    n_directions, nx, ny, nz, _ = table.shape
+    row, plane = 4 * nz, 4 * nz * ny
+    end_u, end_v, end_w = nx - 1.0, ny - 1.0, nz - 1.0
     inverse = 1.0 / voxel_mm
-    g = np.empty(4, np.float32)
-    for w in range(first, last):
-        if not active[w]:
-            continue
-        one_over = 1.0 / scale[w]
-        sx, sy, sz = shift_mm[w, 0], shift_mm[w, 1], shift_mm[w, 2]
-        for e in range(window_event[w], window_event[w + 1]):
-            inside = _look_up(
-                table,
-                direction[e],
-                ((point_mm[e, 0] - sx) * one_over - lower_mm[0]) * inverse,
-                ((point_mm[e, 1] - sy) * one_over - lower_mm[1]) * inverse,
-                ((point_mm[e, 2] - sz) * one_over - lower_mm[2]) * inverse,
-                g,
-            )
-            if not inside:
+    batch = 512
+    cell, part = np.empty(batch, np.int64), np.empty((4, batch), np.float32)
+    total = np.zeros((last - first, 9))
+    for d in range(n_directions):
+        flat = table[d].reshape(nx * plane)
+        t0, t1, t2, t3 = flat[1:], flat[5:], flat[1 + row :], flat[5 + row :]
+        t4, t5 = flat[1 + plane :], flat[5 + plane :]
+        t6, t7 = flat[1 + plane + row :], flat[5 + plane + row :]
+        for w in range(first, last):
+            if not active[w]:
                 continue
-            n_inside[w] += 1
-            gx, gy, gz = weight[e] * g[1], weight[e] * g[2], weight[e] * g[3]
-            score[w, 0] += gx
-            score[w, 1] += gy
-            score[w, 2] += gz
-            square[w, 0, 0] += gx * gx
-            square[w, 0, 1] += gx * gy
-            square[w, 0, 2] += gx * gz
-            square[w, 1, 1] += gy * gy
-            square[w, 1, 2] += gy * gz
-            square[w, 2, 2] += gz * gz
-        square[w, 1, 0], square[w, 2, 0] = square[w, 0, 1], square[w, 0, 2]
-        square[w, 2, 1] = square[w, 1, 2]
+            f = inverse / scale[w]
+            u0 = -shift_mm[w, 0] * f - lower_mm[0] * inverse
+            v0 = -shift_mm[w, 1] * f - lower_mm[1] * inverse
+            w0 = -shift_mm[w, 2] * f - lower_mm[2] * inverse
+            begin, stop = window_event[d, w], window_event[d, w + 1]
+            while begin < stop:
+                n = 0
+                for e in range(begin, min(begin + batch, stop)):
+                    u = point[e, 0] * f + u0
+                    v = point[e, 1] * f + v0
+                    t = point[e, 2] * f + w0
+                    i, j, k = np.int32(u), np.int32(v), np.int32(t)
+                    cell[n] = i * plane + j * row + 4 * k
+                    part[0, n] = u - i
+                    part[1, n] = v - j
+                    part[2, n] = t - k
+                    part[3, n] = point[e, 3]
+                    # Written always and counted if inside: a branch would be guessed wrong.
+                    n += (
+                        (u >= 0.0) & (v >= 0.0) & (t >= 0.0)
+                        & (u < end_u) & (v < end_v) & (t < end_w)
+                    )  # fmt: skip
+                begin += batch
+                _add_scores(n, cell, part, t0, t1, t2, t3, t4, t5, t6, t7, total[w - first])
+                n_inside[w] += n
+    for w in range(first, last):
+        if active[w]:
+            own = total[w - first]
+            c = 3
+            for p in range(3):
+                score[w, p] += own[p]
+                for q in range(p, 3):
+                    square[w, p, q] += own[c]
+                    if q > p:
+                        square[w, q, p] += own[c]
+                    c += 1
 
 
 @njit(cache=True, nogil=True)
@@ -272,3 +374,27 @@ def histogram_aligned(
             k = math.floor((point_mm[e, 2] - shift_mm[w, 2] - lower_mm[2]) * inverse)
             if 0 <= i < nx and 0 <= j < ny and 0 <= k < nz:
                 image[block, i, j, k] += weight[e]
+
+
+@njit(cache=True, nogil=True)
+def interpolate_bands(
+    place_mm: F32, band: U8, first_mm: float, step_mm: float, table: F64, value: F32
+) -> None:
+    """Interpolate row ``band % 3`` of a table of evenly spaced places; the ends go on."""
+    last = table.shape[1] - 1
+    for e in range(value.size):
+        u = min(max((place_mm[e] - first_mm) / step_mm, 0.0), float(last))
+        i = min(int(u), last - 1)
+        part = u - i
+        row = band[e] % 3
+        value[e] = (1.0 - part) * table[row, i] + part * table[row, i + 1]
+
+
+@njit(cache=True, nogil=True)
+def level_weights(point_mm: F32, weight: F32, centre_mm: F64, tilt: F64, new: F32) -> None:
+    """Weigh events by exp(-tilt . (place - centre)), the exponent kept within 1."""
+    for e in range(weight.size):
+        along = 0.0
+        for i in range(3):
+            along += (point_mm[e, i] - centre_mm[i]) * tilt[i]
+        new[e] = weight[e] * math.exp(-min(max(along, -1.0), 1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from benchmarks.motion_events import (
     draw_scan,
     start_bladder,
 )
+from benchmarks.motion_figures import figure_table, figures
 from benchmarks.motion_suite import (
     METHODS,
     NUMBERS,
     STILL,
     area_under_roc,
     draw_case,
+    own_trace,
     read_lines,
     run,
     score,
@@ -34,6 +37,7 @@ from benchmarks.motion_suite import (
     suite_cases,
     table,
     tune,
+    turns,
 )
 from listmode.errors import InputError
 from listmode.motion.trace import TraceSettings, follow_bladder
@@ -174,6 +178,53 @@ def test_the_area_under_the_roc_is_the_share_of_pairs_in_order() -> None:
     assert options in DETECTORS["PELT (ruptures)"][1]
     quiet = score_all(lines[:3], "PELT (ruptures)", options)
     assert all(not alarms(s.place, s.score, threshold) for s in quiet)
+
+
+def _answered(seed: int, **change: Any) -> Any:
+    line = _line(seed, ((200.0, (0.0, 0.0, 9.0)),))
+    line["case"]["filling_ml_min"] = 5.0
+    line["filling_ml_min"] = 5.5
+    line["changes"] = [
+        {
+            "time_s": 200.4,
+            "time_interval_s": [199.5, 201.0],
+            "shift_mm": [0.1, 0.0, 9.2],
+            "shift_interval_mm": [[-0.1, 0.3], [-0.2, 0.2], [9.1, 9.3]],
+            **change,
+        }
+    ]
+    return line
+
+
+def test_the_answers_are_held_against_the_truth() -> None:
+    still = _line(1, ())
+    still["case"]["filling_ml_min"] = 4.0
+    still["filling_ml_min"] = 5.0  # a quarter too much
+    still["changes"] = [{"time_s": 50.0}]
+    late = _answered(3, time_s=203.0, time_interval_s=[202.0, 204.0])
+    missed = _answered(4, time_s=290.0)
+    lines = [still, _answered(2), late, missed]
+    found = figures(lines, own_trace)
+    assert found["large_found"] == [2, 3]
+    assert found["false_alarms"] == [1, round(400.0 / 3600.0, 2)]
+    assert found["clear_in_1_s"] == [1, 3]
+    assert found["amplitude_rms_mm"] == pytest.approx(math.hypot(0.1, 0.2))
+    assert found["shift_covered"] == [4, 6]
+    assert found["time_covered"] == [1, 2]
+    assert found["filling_and_5_mm_found"] == [2, 3]
+    assert found["filling_and_5_mm_within_1_mm"] == [2, 3]
+    assert found["filling_rate_within_20_percent"] == [3, 4]
+    assert 0.0 < found["amplitude_bound_mm"] < 1.0
+    assert any("2 of 3 (66.7 %)" in row for row in figure_table(found))
+
+
+def test_a_run_that_stops_early_leaves_the_same_share_of_every_kind() -> None:
+    cases = suite_cases("test", 0.1)
+    turn = dict(zip((c.seed for c in cases), turns(cases), strict=True))
+    first = sorted(cases, key=lambda c: turn[c.seed])[: len(cases) // 2]
+    for kind in NUMBERS:
+        n, total = (sum(c.kind == kind for c in part) for part in (first, cases))
+        assert abs(n - total / 2) <= 1
 
 
 @pytest.mark.slow

@@ -99,16 +99,14 @@ def sensitivity_weight(
     grid = np.arange(reference_mm - 400.0, reference_mm + 400.5, 2.0)
     table = np.empty((3, grid.size))
     for band, cosines in enumerate(((COS_EDGE, 1.0), (0.0, COS_EDGE), (COS_EDGE, 1.0))):
-        value = axial_sensitivity(scanner, np.append(grid, reference_mm), cosines=cosines)
+        seen = axial_sensitivity(scanner, np.append(grid, reference_mm), cosines=cosines)
         # Beyond a factor of four the oblique LORs are too few to be worth a large weight.
-        table[band] = np.clip(value[-1] / value[:-1], 0.25, 4.0)
-    place = (z_mm - np.float32(grid[0])) / np.float32(2.0)
-    low = np.clip(place.astype(np.int64), 0, grid.size - 2)
-    part = np.clip(place - low, 0.0, 1.0)
-    row = direction % 3
-    return np.asarray(
-        table[row, low] * (1.0 - part) + table[row, low + 1] * part, dtype=np.float32
+        table[band] = np.clip(seen[-1] / seen[:-1], 0.25, 4.0)
+    value: F32 = np.empty(len(z_mm), np.float32)
+    _kernels.interpolate_bands(
+        np.ascontiguousarray(z_mm), direction, float(grid[0]), 2.0, table, value
     )
+    return value
 
 
 def collect_region(

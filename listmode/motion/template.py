@@ -169,6 +169,23 @@ def _axes(half_mm: F64, voxel_mm: float) -> tuple[F64, F64, F64]:
     return x, y, z
 
 
+def _mirrored(known: F64, matrix: F64) -> tuple[int, tuple[float, float, float]] | None:
+    """Find a covariance whose mirror image this one is; an ellipsoid is its own.
+
+    Returns
+    -------
+    index, signs
+        Which one, and -1 for each axis that the mirror turns round; ``None`` without any.
+    """
+    for signs in ((1.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, -1.0)):
+        turned = matrix * np.outer(signs, signs)
+        off = np.abs(known - turned).max(axis=(1, 2), initial=0.0)
+        same = np.flatnonzero(off < 1e-9 * np.abs(matrix).max())
+        if same.size:
+            return int(same[0]), signs
+    return None
+
+
 def build_template(
     semi_axis_mm: F64, contrast: float, covariance: F64, *, voxel_mm: float = 3.0
 ) -> Template:
@@ -197,6 +214,11 @@ def build_template(
     table = np.empty((len(covariance), *shape, 4), np.float32)
     inside = tuple(slice(n) for n in shape)
     for d, matrix in enumerate(covariance):
+        if (known := _mirrored(covariance[:d], matrix)) is not None:
+            other, signs = known
+            turned = np.flip(table[other], tuple(p for p in range(3) if signs[p] < 0))
+            table[d] = turned * np.array([1.0, *signs], np.float32)
+            continue
         blurred = irfftn(spectrum * transfer_function(matrix, padded, voxel_mm), padded)
         log_density = np.log(1.0 + contrast * np.maximum(blurred[inside], 0.0))
         table[d, ..., 0] = log_density

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from listmode import _kernels
 from listmode.errors import InputError
 from listmode.histogram import live_time_ms
 from listmode.motion.bladder import Bladder
@@ -232,8 +233,13 @@ def follow_bladder(
     shift = np.zeros((len(coarse) - 1, 3))
     scale = np.ones(len(coarse) - 1)
     template = build_template(fit.semi_axis_mm, fit.contrast, events.covariance)
-    for _ in range(2):
-        solved = solve_places(events, template, coarse, centre + _filled(shift), scale, threads)
+    slope = None
+    for has_error in (False, True):
+        solved = solve_places(
+            events, template, coarse, centre + _filled(shift), scale, threads,
+            slope=slope, has_error=has_error,
+        )  # fmt: skip
+        slope = solved.slope
         shift = _filled(solved.place - centre)
         fit = _refit(events, coarse, shift, fit, centre)
         events = _level(events, fit)
@@ -245,7 +251,7 @@ def follow_bladder(
     middle = (edges[:-1] + edges[1:]) / 2.0
     start = _at(middle, (coarse[:-1] + coarse[1:]) / 2.0, _filled(solved.place))
     scale = filling.scale_at(middle / 1000.0)
-    solved = solve_places(events, template, edges, start, scale, threads)
+    solved = solve_places(events, template, edges, start, scale, threads, slope=slope)
     live = live_time_ms(events.windows, int(edges[0]), int(edges[1] - edges[0]), len(middle))
     place = solved.place.copy()
     place[live == 0] = np.nan
@@ -332,8 +338,9 @@ def _level(events: RegionEvents, fit: EllipsoidFit) -> RegionEvents:
     0.25 mm in 20 min at 5 mL/min. A weight that is exponential in the place commutes with a
     move: it takes no part in a shift.
     """
-    tilt = np.asarray(fit.tilt_per_mm, np.float32)
+    tilt = np.asarray(fit.tilt_per_mm, np.float64)
     if not tilt.any():
         return events
-    place = events.point_mm - fit.centre_mm.astype(np.float32)
-    return replace(events, weight=events.weight * np.exp(-np.clip(place @ tilt, -1.0, 1.0)))
+    weight = np.empty_like(events.weight)
+    _kernels.level_weights(events.point_mm, events.weight, fit.centre_mm, tilt, weight)
+    return replace(events, weight=weight)
