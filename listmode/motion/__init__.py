@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from listmode.motion.analyse import MotionResult, MotionSettings, analyse_motion
+from listmode.motion.analyse import MotionResult, MotionSettings, analyse_motion, fit_to_ct
 from listmode.motion.bladder import Bladder, BladderSearch, BladderSettings, locate_bladder
 from listmode.motion.changes import Change, Changes, ChangeSettings, find_changes
-from listmode.motion.ct_match import CtMatch, attenuation_error, match_mu_map
+from listmode.motion.ct_match import CtFit, CtMatch, attenuation_error, match_mu_map
 from listmode.motion.live import Alert, LiveSettings, LiveWatch, watch
 from listmode.motion.select import Choice, LeftOut, Selection, select_windows
 from listmode.motion.trace import MotionTrace, TraceSettings, trace_position
@@ -19,6 +19,7 @@ __all__ = [
     "ChangeSettings",
     "Changes",
     "Choice",
+    "CtFit",
     "CtMatch",
     "LeftOut",
     "LiveSettings",
@@ -31,6 +32,7 @@ __all__ = [
     "analyse_motion",
     "attenuation_error",
     "find_changes",
+    "fit_to_ct",
     "locate_bladder",
     "match_mu_map",
     "select_windows",

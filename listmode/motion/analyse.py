@@ -14,7 +14,7 @@ from listmode.histogram import Histogram, accumulate
 from listmode.motion.bladder import BladderSearch, BladderSettings, locate_bladder
 from listmode.motion.body import follow_body
 from listmode.motion.changes import Changes, ChangeSettings, find_changes
-from listmode.motion.ct_match import Axes, CtMatch, attenuation_error, match_mu_map
+from listmode.motion.ct_match import Axes, CtFit, CtMatch, fit_of_windows, match_mu_map
 from listmode.motion.select import FEATURE_FWHM_MM, FIT_MM, Selection, select_windows
 from listmode.motion.trace import (
     FollowedBladder,
@@ -122,6 +122,7 @@ def analyse_motion(
     *,
     settings: MotionSettings | None = None,
     mu_map: MuMap | None = None,
+    is_mu_fixed: bool = True,
     threads: int = 2,
     progress: Progress = SILENT,
 ) -> MotionResult:
@@ -136,6 +137,8 @@ def analyse_motion(
     mu_map
         Linear attenuation at 511 keV, 1/cm, shape (nx, ny, nz), and the centres of its voxels
         along x, y, z, mm. With it, windows that fit it are preferred.
+    is_mu_fixed
+        False if the map will be moved to where the patient lay: then no windows are preferred.
     threads
         Threads; the result has the same bits for any number.
     progress
@@ -182,7 +185,7 @@ def analyse_motion(
         max_displacement_mm=chosen.max_displacement_mm,
         feature_fwhm_mm=chosen.feature_fwhm_mm,
         guard_s=chosen.guard_s,
-        offset_mm=offset_mm,
+        offset_mm=offset_mm if is_mu_fixed else None,
         histogram=histogram,
     )
     return MotionResult(
@@ -225,6 +228,44 @@ def _match(
     return match, np.asarray(offset)
 
 
+def fit_to_ct(
+    motion: MotionResult,
+    windows: Windows,
+    mu_map: MuMap,
+    *,
+    moved_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> CtFit | None:
+    """Say how chosen windows lie to the mu-map; ``None`` if the analysis was made without one.
+
+    Parameters
+    ----------
+    motion
+        From :func:`analyse_motion`, given the mu-map.
+    windows
+        Those of the image; they need not be those of the analysis.
+    mu_map
+        The mu-map as it was given to the analysis.
+    moved_mm
+        How far it was moved since, to follow the patient, mm.
+    """
+    if motion.ct_match is None or motion.ct_offset_mm is None:
+        return None
+    return _fit(motion.ct_match, motion.ct_offset_mm, motion.trace, windows, mu_map, moved_mm)
+
+
+def _fit(
+    match: CtMatch,
+    offset_mm: F64,
+    trace: MotionTrace,
+    windows: Windows,
+    mu_map: MuMap,
+    moved_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> CtFit:
+    chosen = windows.covers(trace.time_ms.astype(np.int64))
+    mean = offset_mm[chosen].mean(axis=0) if chosen.any() else offset_mm[0]
+    return fit_of_windows(match, mean - np.asarray(moved_mm), *mu_map, fit_mm=FIT_MM)
+
+
 def _warn(
     selection: Selection,
     trace: MotionTrace,
@@ -235,20 +276,8 @@ def _warn(
     """Say by how much SUVs may be wrong if the chosen windows do not fit the mu-map."""
     if match is None or offset_mm is None or mu_map is None:
         return ""
-    if not any(match.is_determinable):
-        return match.note
-    chosen = selection.windows.covers(trace.time_ms.astype(np.int64))
-    mean = np.nan_to_num(offset_mm[chosen].mean(axis=0) if chosen.any() else offset_mm[0])
-    error = np.where(match.is_determinable, match.standard_error_mm, 0.0)
-    if not (np.abs(mean) > np.maximum(2.0 * error, FIT_MM)).any():
-        return ""
-    x, y, z = mean.tolist()
-    typical, large = attenuation_error(*mu_map, (x, y, z))
-    return (
-        f"the chosen windows lie off the CT by {x:+.0f}, {y:+.0f}, {z:+.0f} mm (x, y, z): "
-        f"SUVs err by {100 * typical:.0f} % in the median over the body, and by more than "
-        f"{100 * large:.0f} % in a twentieth of it, near lungs and outlines"
-    )
+    fit = _fit(match, offset_mm, trace, selection.windows, mu_map)
+    return fit.warning if any(fit.is_determinable) else fit.note
 
 
 def is_too_faint(trace: MotionTrace, settings: TraceSettings) -> bool:

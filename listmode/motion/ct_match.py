@@ -72,6 +72,86 @@ class CtMatch:
         }
 
 
+@dataclass(frozen=True)
+class CtFit:
+    """How chosen windows lie to the mu-map.
+
+    Parameters
+    ----------
+    shift_mm, standard_error_mm
+        Mean place of the patient in the windows less the mu-map, x, y, z in the scanner frame,
+        mm; ``inf`` as error, and zero as shift, along an axis that cannot be told.
+    suv_error
+        Expected relative error of SUVs by the misfit, without sign: the median and the 95th
+        percentile over the body; ``None`` where the windows fit or nothing is known.
+    note
+        The displacement in words, or why it is not determinable.
+    warning
+        What a reader must know of the SUVs; empty if the windows fit.
+    """
+
+    shift_mm: tuple[float, float, float]
+    standard_error_mm: tuple[float, float, float]
+    suv_error: tuple[float, float] | None
+    note: str
+    warning: str
+
+    @property
+    def is_determinable(self) -> tuple[bool, bool, bool]:
+        """Whether the displacement along x, y and z can be told."""
+        x, y, z = (math.isfinite(e) for e in self.standard_error_mm)
+        return x, y, z
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON; None along an axis that cannot be told."""
+        known = self.is_determinable
+        return {
+            "shift_mm": [v if k else None for v, k in zip(self.shift_mm, known, strict=True)],
+            "standard_error_mm": [
+                v if k else None for v, k in zip(self.standard_error_mm, known, strict=True)
+            ],
+            "suv_error_median_95": None if self.suv_error is None else list(self.suv_error),
+            "note": self.note,
+            "warning": self.warning,
+        }
+
+
+def fit_of_windows(
+    match: CtMatch, shift_mm: F64, mu_per_cm: F64, axes_mm: Axes, fit_mm: float
+) -> CtFit:
+    """Say how far chosen windows lie off the mu-map and what that does to SUVs.
+
+    Parameters
+    ----------
+    match
+        Of one stretch of the scan; its standard error is that of every other stretch too, for
+        the changes between them are known far better.
+    shift_mm
+        Mean displacement in the windows from the mu-map, mm; NaN along an axis that cannot be
+        told. Shape (3,).
+    mu_per_cm, axes_mm
+        As for :func:`match_mu_map`.
+    fit_mm
+        Windows as near as this, or within two standard errors, fit.
+    """
+    known = match.is_determinable
+    x, y, z = np.nan_to_num(np.where(known, shift_mm, 0.0)).tolist()
+    if not any(known):
+        return CtFit((x, y, z), match.standard_error_mm, None, match.note, "")
+    place = CtMatch((x, y, z), match.standard_error_mm, match.n_slabs, "")
+    note = f"in the kept windows {_describe(place)}"
+    error = np.where(known, match.standard_error_mm, 0.0)
+    if not (np.abs((x, y, z)) > np.maximum(2.0 * error, fit_mm)).any():
+        return CtFit((x, y, z), match.standard_error_mm, None, note, "")
+    typical, large = attenuation_error(mu_per_cm, axes_mm, (x, y, z))
+    warning = (
+        f"the chosen windows lie off the CT by {x:+.0f}, {y:+.0f}, {z:+.0f} mm (x, y, z): "
+        f"SUVs err by {100 * typical:.0f} % in the median over the body, and by more than "
+        f"{100 * large:.0f} % in a twentieth of it, near lungs and outlines"
+    )
+    return CtFit((x, y, z), match.standard_error_mm, (typical, large), note, warning)
+
+
 def match_mu_map(histogram: Histogram, mu_per_cm: F64, axes_mm: Axes) -> CtMatch:
     """Compare the body's outline in the counts with its outline in the mu-map.
 

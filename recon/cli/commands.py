@@ -152,6 +152,16 @@ def motion(
             help="With --live: end after so many seconds without anything new.",
         ),
     ] = 30.0,
+    mu: Annotated[
+        Path | None,
+        typer.Option(
+            "--mu",
+            metavar="FILE.nii.gz",
+            help="Attenuation map in 1/cm, in the scanner's frame: say whether the windows "
+            "fit it, and prefer those that do. Not with --live.",
+            show_default=False,
+        ),
+    ] = None,
     settings_file: SettingsFile = None,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -163,21 +173,31 @@ def motion(
     """
     with console.session(as_json=as_json) as run:
         if live:
+            if mu is not None:
+                raise InputError(
+                    "--mu needs the whole scan, but --live follows one that is being "
+                    "written; leave one of the two out"
+                )
             follow_live(
                 run, file, make_folder(out), threads=count_threads(threads), idle_s=idle_s
             )
             return
         settings = load_settings(settings_file)
+        attenuation = _load_mu(mu)
         folder = make_folder(out)
         with open_listmode(file) as listmode:
             result = motion_stage.analyse(
-                listmode, settings=settings, threads=count_threads(threads),
+                listmode, mu=attenuation, settings=settings, threads=count_threads(threads),
                 progress=run.progress,
             )  # fmt: skip
-            motion_stage.save_motion(folder, listmode, result)
+            fit = motion_stage.ct_fit(result, attenuation)
+            motion_stage.save_motion(folder, listmode, result, fit=fit)
             run.finish(
-                motion_stage.motion_to_dict(listmode, result),
-                text.motion_lines(result, listmode.clock_zero),
+                motion_stage.motion_to_dict(listmode, result, fit=fit),
+                [
+                    *text.motion_lines(result, listmode.clock_zero),
+                    *motion_stage.fit_notes(motion_stage.MuPose(attenuation), fit),
+                ],
             )
 
 

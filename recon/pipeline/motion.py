@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 
 from listmode.errors import InputError
 from listmode.formats.petsird import PetsirdListmode
-from listmode.motion import MotionResult, analyse_motion
+from listmode.motion import CtFit, MotionResult, analyse_motion, fit_to_ct
+from listmode.motion.analyse import MuMap
 from listmode.progress import SILENT, Progress
 from listmode.source import Listmode
 from listmode.windows import Windows
@@ -46,17 +47,58 @@ LEAST_MU_SHIFT_MM = 1.0  # smaller shifts of the mu-map change nothing that can 
 def analyse(
     listmode: Listmode,
     *,
+    mu: Volume | None = None,
     settings: Settings | None = None,
     threads: int = 2,
     progress: Progress = SILENT,
 ) -> MotionResult:
-    """Find when and how far the patient moved and choose windows; see ``analyse_motion``."""
+    """Find when and how far the patient moved and choose windows; see ``analyse_motion``.
+
+    With a mu-map it is also asked whether the windows fit it, and windows that fit are
+    preferred; not so if the time of the map is known, for then it follows the patient.
+    """
     wanted = settings or Settings()
-    return analyse_motion(listmode, settings=wanted.motion, threads=threads, progress=progress)
+    return analyse_motion(
+        listmode, settings=wanted.motion, mu_map=None if mu is None else _mu_arrays(mu),
+        is_mu_fixed=wanted.corrections.mu_time_s is None, threads=threads, progress=progress,
+    )  # fmt: skip
+
+
+def _mu_arrays(mu: Volume) -> MuMap:
+    x, y, z = (np.asarray(mu.grid.axis_mm(axis), np.float64) for axis in range(3))
+    return np.asarray(mu.values, np.float64), (x, y, z)
+
+
+def ct_fit(
+    motion: MotionResult,
+    mu: Volume | None,
+    windows: Windows | None = None,
+    moved_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> CtFit | None:
+    """Say how windows lie to the mu-map; ``None`` if the analysis was made without one.
+
+    Parameters
+    ----------
+    motion
+        What was found, with the mu-map.
+    mu
+        The mu-map as it was given.
+    windows
+        Those of the image; those of the analysis if not given.
+    moved_mm
+        How far the map was moved since to follow the patient, mm.
+    """
+    if mu is None:
+        return None
+    kept = windows if windows is not None else motion.selection.windows
+    return fit_to_ct(motion, kept, _mu_arrays(mu), moved_mm=moved_mm)
 
 
 def motion_to_dict(
-    listmode: Listmode, motion: MotionResult, windows: Windows | None = None
+    listmode: Listmode,
+    motion: MotionResult,
+    windows: Windows | None = None,
+    fit: CtFit | None = None,
 ) -> dict[str, Any]:
     """Give motion.json: changes, windows kept, time left out, clock zero, and who chose.
 
@@ -68,6 +110,8 @@ def motion_to_dict(
         What was found.
     windows
         Windows of the user's own choice; ``None`` for those of the analysis.
+    fit
+        How the kept windows lie to the mu-map, where there is one.
     """
     kept = windows if windows is not None else motion.selection.windows
     return {
@@ -78,11 +122,16 @@ def motion_to_dict(
         "chosen_by": "stillpet" if windows is None else "user",
         "windows_kept_s": [[a / 1000.0, b / 1000.0] for a, b in kept],
         **motion.to_dict(),
+        "ct_fit": None if fit is None else fit.to_dict(),
     }
 
 
 def save_motion(
-    folder: Path, listmode: Listmode, motion: MotionResult, windows: Windows | None = None
+    folder: Path,
+    listmode: Listmode,
+    motion: MotionResult,
+    windows: Windows | None = None,
+    fit: CtFit | None = None,
 ) -> None:
     """Write motion.json and motion.tsv (the trace: one row a window).
 
@@ -91,7 +140,7 @@ def save_motion(
     InputError
         If a file cannot be written.
     """
-    save_json(folder / "motion.json", motion_to_dict(listmode, motion, windows))
+    save_json(folder / "motion.json", motion_to_dict(listmode, motion, windows, fit))
     kept = windows if windows is not None else motion.selection.windows
     trace = motion.trace
     columns = ("start_s", "stop_s", "x_mm", "y_mm", "z_mm", "x_error_mm", "y_error_mm",
@@ -122,6 +171,8 @@ class MuPose:
 
     mu: Volume | None
     notes: tuple[str, ...] = ()
+    is_guess: bool = False  # the notes say where the map may lie: a match knows better
+    moved_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def fit_mu(
@@ -163,6 +214,7 @@ def fit_mu(
                 "at the start of the scan: if the mu-map shows that pose, attenuation is "
                 "corrected in the wrong place; --mu-time 0 lets the map follow.",
             ),
+            is_guess=True,
         )
     x, y, z = (float(o + d) for o, d in zip(mu.grid.origin_mm, shift, strict=True))
     moved = Volume(
@@ -177,7 +229,16 @@ def fit_mu(
             f"For the still image the mu-map (of the pose at {mu_time_s:g} s) was moved by "
             f"{distance:.1f} mm (x, y, z: {place} mm) to where the patient lay.",
         ),
+        moved_mm=(float(shift[0]), float(shift[1]), float(shift[2])),
     )
+
+
+def fit_notes(pose: MuPose, fit: CtFit | None) -> tuple[str, ...]:
+    """Say how the kept windows lie to the mu-map, and how wrong SUVs are if they do not fit."""
+    if fit is None:
+        return pose.notes
+    measured = [f"{text[0].upper()}{text[1:]}." for text in (fit.note, fit.warning) if text]
+    return (*(() if pose.is_guess and all(fit.is_determinable) else pose.notes), *measured)
 
 
 def find_poses(

@@ -32,8 +32,10 @@ from recon.pipeline.labels import LabelMap
 from recon.pipeline.measure import measure_image, without_ends
 from recon.pipeline.motion import (
     analyse,
+    ct_fit,
     find_poses,
     fit_mu,
+    fit_notes,
     motion_to_dict,
     register_poses,
     save_motion,
@@ -152,9 +154,11 @@ def run_scan(
     if windows is not None:
         check_events(listmode, windows)
     grid = choose_grid(listmode.scanner, wanted.grid)
-    motion = analyse(listmode, settings=wanted, threads=threads, progress=progress)
-    save_motion(folder, listmode, motion, windows)
+    motion = analyse(listmode, mu=mu, settings=wanted, threads=threads, progress=progress)
     chosen = windows if windows is not None else motion.selection.windows
+    pose = fit_mu(motion, chosen, mu, wanted.corrections.mu_time_s)
+    fit = ct_fit(motion, mu, chosen, pose.moved_mm)
+    save_motion(folder, listmode, motion, windows, fit)
     say(f"windows kept: {chosen}, counted from {listmode.clock_zero}")
 
     def image_of(
@@ -175,7 +179,6 @@ def run_scan(
         say(f"{path.name} is written")
         return done
 
-    pose = fit_mu(motion, chosen, mu, wanted.corrections.mu_time_s)
     full = image_of(listmode.extent, "full", mu, None)
     still = image_of(chosen, "still", pose.mu, full.sensitivity if pose.mu is mu else None)
     poses, unmoved = find_poses(listmode, motion, wanted.corrections.mu_time_s)
@@ -215,9 +218,10 @@ def run_scan(
     if "corrected" in tables:
         save_hotspots(folder / "hotspots_corrected.csv", tables["corrected"])
     notes = (
-        *_scan_notes(listmode, by), *full.notes, *pose.notes, *unmoved, *tables["still"].notes,
+        *_scan_notes(listmode, by), *full.notes, *fit_notes(pose, fit), *unmoved,
+        *tables["still"].notes,
     )  # fmt: skip
-    about = motion_to_dict(listmode, motion, windows)
+    about = motion_to_dict(listmode, motion, windows, fit)
     result = RunResult(
         motion=motion,
         windows=chosen,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +9,22 @@ from numpy.typing import NDArray
 
 from listmode.errors import InputError
 from listmode.histogram import Histogram, accumulate
-from listmode.motion import analyse_motion
-from listmode.motion.ct_match import Axes, attenuation_error, match_mu_map
+from listmode.motion import analyse_motion, fit_to_ct
+from listmode.motion.ct_match import (
+    Axes,
+    CtMatch,
+    attenuation_error,
+    fit_of_windows,
+    match_mu_map,
+)
 from listmode.motion.select import select_windows
 from listmode.scanner import Scanner
 from listmode.simulate.generate import simulate_in_memory
 from listmode.simulate.motion import PatientMotion
 from listmode.simulate.phantom import pregnant_phantom
 from listmode.simulate.protocols import LOW_DOSE_FDG
+from listmode.source import Listmode
+from listmode.windows import Windows
 from tests.listmode.motion.synthetic import MadeUpScan, make_listmode
 from tests.listmode.motion.test_changes import made_trace
 from tests.listmode.motion.test_select import changes_at
@@ -33,7 +42,7 @@ def mu_map() -> tuple[F64, Axes]:
 
 
 @pytest.fixture(scope="module")
-def shifted(quadra: Scanner) -> Histogram:
+def shifted_scan(quadra: Scanner) -> Listmode:
     """Two minutes at a twentieth of the low-dose counts, with photon transport."""
     listmode, _ = simulate_in_memory(
         scanner=quadra,
@@ -45,7 +54,12 @@ def shifted(quadra: Scanner) -> Histogram:
         duration_s=120.0,
         threads=1,
     )
-    return accumulate(listmode, threads=1)
+    return listmode
+
+
+@pytest.fixture(scope="module")
+def shifted(shifted_scan: Listmode) -> Histogram:
+    return accumulate(shifted_scan, threads=1)
 
 
 @pytest.mark.slow
@@ -128,3 +142,46 @@ def test_the_analysis_says_how_the_windows_lie_to_the_ct(
     assert result.ct_offset_mm.shape == (result.trace.n_windows, 3)
     assert result.to_dict()["ct_match"] == result.ct_match.to_dict()
     assert analyse_motion(listmode).ct_match is None
+
+
+@pytest.mark.slow
+def test_windows_off_the_ct_are_told_with_the_error_of_suvs(
+    shifted_scan: Listmode, mu_map: tuple[F64, Axes]
+) -> None:
+    """The whole scan lies off; a mu-map that was moved along fits."""
+    result = analyse_motion(shifted_scan, mu_map=mu_map, threads=1)
+    off = fit_to_ct(result, Windows.parse("0-60"), mu_map)
+    assert off is not None
+    assert off.is_determinable == (True, True, True)
+    for axis in range(3):
+        allowed = max(2.0, 2.0 * off.standard_error_mm[axis])
+        assert abs(off.shift_mm[axis] - SHIFT_MM[axis]) <= allowed
+    assert off.suv_error is not None
+    assert "SUVs err by" in off.warning
+    assert off.to_dict()["suv_error_median_95"] == list(off.suv_error)
+    moved = fit_to_ct(result, Windows.parse("0-60"), mu_map, moved_mm=SHIFT_MM)
+    assert moved is not None
+    assert moved.warning == ""
+    assert moved.suv_error is None
+
+
+def test_an_axis_that_cannot_be_told_is_said_so_and_warns_of_nothing(
+    mu_map: tuple[F64, Axes],
+) -> None:
+    match = CtMatch((1.0, 0.0, 9.0), (1.5, math.inf, 2.0), 5, "")
+    fit = fit_of_windows(match, np.array([1.0, np.nan, 9.0]), *mu_map, fit_mm=5.0)
+    assert "x +1.0 ± 1.5 mm, y not determinable, z +9.0 ± 2.0 mm" in fit.note
+    assert "+1, +0, +9 mm" in fit.warning
+    assert fit.to_dict()["shift_mm"] == [1.0, None, 9.0]
+    near = fit_of_windows(match, np.array([1.0, np.nan, 4.0]), *mu_map, fit_mm=5.0)
+    assert near.warning == ""
+    unsure = CtMatch((0.0, 0.0, 0.0), (math.inf,) * 3, 2, "fit to the CT: not determinable")
+    none = fit_of_windows(unsure, np.full(3, np.nan), *mu_map, fit_mm=5.0)
+    assert (none.note, none.warning) == (unsure.note, "")
+
+
+def test_an_analysis_without_a_map_says_nothing_of_a_fit(quadra: Scanner) -> None:
+    listmode = make_listmode(quadra, MadeUpScan(duration_s=4.0, seed=65))
+    result = analyse_motion(listmode)
+    z = np.arange(3.0)
+    assert fit_to_ct(result, listmode.extent, (np.zeros((3, 3, 3)), (z, z, z))) is None
