@@ -64,12 +64,13 @@ LUNG_ROI_MM, LUNG_HALF_MM = 30.0, 70.0
 SHOWN_ITERATIONS = (2, 4, 6)
 
 POINT_VOXEL_MM = 1.0
-POINT_GRID = Grid.centred((51, 51, 107), POINT_VOXEL_MM)
-WARM_RADIUS_MM, WARM_HALF_MM = 22.0, 50.0
-POINT_RADIUS_MM, POINT_Z_MM = 10.0, (-36.0, -18.0, 0.0, 18.0, 36.0)
+POINT_GRID = Grid.centred((43, 43, 35), POINT_VOXEL_MM)
+WARM_RADIUS_MM, WARM_HALF_MM = 19.0, 15.0
+POINT_RADIUS_MM = 10.0
 POINT_CONTRAST, BLURRED_ML = 0.10, 0.075  # volume of the point's image: 1.06^1.5 x 4 mm cubed
-N_WARM = 6_000_000
-POINT_UPDATES = (20, 30)
+N_WARM = 1_200_000
+POINT_UPDATES = (10, 20)
+HALF_CUBE = 9
 
 
 # ---- image quality
@@ -223,8 +224,7 @@ class _Sharp(Simulation):
 def point_places() -> list[tuple[float, float, float]]:
     turns = [k * math.pi / 2 for k in range(4)]
     return [
-        (round(POINT_RADIUS_MM * math.cos(t)), round(POINT_RADIUS_MM * math.sin(t)), z)
-        for z in POINT_Z_MM
+        (round(POINT_RADIUS_MM * math.cos(t)), round(POINT_RADIUS_MM * math.sin(t)), 0.0)
         for t in turns
     ]
 
@@ -246,7 +246,9 @@ def points_phantom() -> Phantom:
     return Phantom("points", tuple(shapes), weight_kg=1.0)
 
 
-def simulate_points(n_warm: int, sharp: bool, threads: int) -> tuple[MemoryListmode, int]:
+def simulate_points(
+    n_warm: int, sharp: bool, seed: int, threads: int
+) -> tuple[MemoryListmode, int]:
     """Simulate warm cylinder and points; give all events, and how many are of the cylinder."""
     scanner = load_scanner("quadra")
     kind = _Sharp if sharp else Simulation
@@ -257,7 +259,7 @@ def simulate_points(n_warm: int, sharp: bool, threads: int) -> tuple[MemoryListm
     batches = []
     for k, phantom in enumerate((warm, points_phantom())):
         simulation = kind(
-            scanner, phantom, Dose.in_phantom(phantom, n_warm / rate), seed=21 + k,
+            scanner, phantom, Dose.in_phantom(phantom, n_warm / rate), seed=2 * seed + k,
             scatter="off", with_randoms=False, threads=threads,
         )  # fmt: skip
         scan, _ = gather(simulation)
@@ -295,31 +297,40 @@ def width_mm(profile: F64, pitch_mm: float) -> float:
     return float((ends[1] - ends[0]) * pitch_mm)
 
 
-def point_widths(difference: F64, warm: F64) -> tuple[list[float], float]:
-    """Give radial, tangential and axial widths of the mean point, and its peak over warm."""
-    half = 10
+def mean_point(difference: F64, warm: F64) -> F64:
+    """Give the mean of the points over the warm image, turned: radial, tangential, axial.
+
+    Voxel by voxel: the warm image carries the pattern of lines between crystal centres, which
+    the smooth sensitivity does not, and its own noise; both multiply the response as well.
+    """
+    half = HALF_CUBE
+    relative = difference / np.maximum(warm, 0.02 * warm.mean())
     total = np.zeros((2 * half + 1,) * 3)
-    peaks = []
     for k, place in enumerate(point_places()):
         at = np.round(POINT_GRID.voxel_index(np.array(place))).astype(int)
         box = tuple(slice(i - half, i + half + 1) for i in at)
-        cube = np.rot90(difference[box], -(k % 4), axes=(0, 1))  # radially outwards along +x
-        total += cube
-        peaks.append(cube[half, half, half] / warm[box].mean())
+        # radially outwards along +x
+        total += np.rot90(relative[box], -(k % 4), axes=(0, 1))
+    return total / len(point_places())
+
+
+def point_widths(total: F64) -> list[float]:
+    """Give radial, tangential and axial widths of the mean point, mm."""
+    half = HALF_CUBE
     middle = slice(half - 8, half + 9)  # twice the width to either side
     widths = []
     for axis in range(3):
         others = tuple(k for k in range(3) if k != axis)
         box = tuple(middle if k in others else slice(None) for k in range(3))
         widths.append(width_mm(total[box].sum(axis=others), POINT_VOXEL_MM))
-    return widths, float(np.mean(peaks))
+    return widths
 
 
 def point_images(scan: MemoryListmode, threads: int) -> list[list[F32]]:
     """Reconstruct the warm cylinder with and without the points."""
     sensitivity = compute_sensitivity(
         scan.scanner, POINT_GRID, crystal_efficiency=scan.crystal_efficiency,
-        n_pairs=8_000_000, threads=threads,
+        n_pairs=2_000_000, threads=threads,
     )  # fmt: skip
     settings = OsemSettings(n_iterations=max(POINT_UPDATES), n_subsets=1, psf_fwhm_mm=0.0)
     first = scan.extent.cut(1)
@@ -339,23 +350,53 @@ def point_images(scan: MemoryListmode, threads: int) -> list[list[F32]]:
     return found
 
 
-def point(n_warm: int, sharp: bool, threads: int) -> None:
-    """Simulate, reconstruct and print the widths of a faint point."""
+def point(n_warm: int, sharp: bool, n_seeds: int, out: Path, threads: int) -> None:
+    """Simulate, reconstruct and print the widths of a faint point, mean over the seeds.
+
+    Each seed's mean point is kept in ``out``: the same command goes on after a kill.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    cubes = []
+    for seed in range(1, n_seeds + 1):
+        path = out / f"point-{n_warm}-{'sharp' if sharp else 'real'}-{seed}.npy"
+        if not path.exists():
+            partial = path.with_suffix(".partial.npy")
+            np.save(partial, one_seed(n_warm, sharp, seed, threads))
+            partial.replace(path)
+        cubes.append(np.load(path))
+        mean = np.mean(cubes, axis=0)
+        print(
+            "| updates | radial, tangential, axial FWHM (mm) | SD over seeds | peak over warm |"
+        )
+        print("|---|---|---|---|")
+        for i, k in enumerate(POINT_UPDATES):
+            widths = point_widths(mean[i])
+            each = [point_widths(cube[i]) for cube in cubes]
+            spread = np.std(each, axis=0, ddof=1) if len(each) > 1 else [math.nan] * 3
+            peak = mean[i][HALF_CUBE, HALF_CUBE, HALF_CUBE]
+            print(
+                f"| {k} | {', '.join(f'{w:.2f}' for w in widths)} | "
+                f"{', '.join(f'{w:.2f}' for w in spread)} | {peak:.3f} |",
+                flush=True,
+            )
+
+
+def one_seed(n_warm: int, sharp: bool, seed: int, threads: int) -> F64:
+    """Give the mean point of one simulation after each of ``POINT_UPDATES``."""
     started = time.perf_counter()
-    scan, n_own = simulate_points(n_warm, sharp, threads)
+    scan, n_own = simulate_points(n_warm, sharp, seed, threads)
     print(
         f"[{time.perf_counter() - started:.0f} s] {n_own} events of the cylinder, "
         f"{scan.n_events() - n_own} of {len(point_places())} points; "
         f"{'no range, no acollinearity' if sharp else 'positron range and acollinearity'}"
     )
     both, warm = point_images(scan, threads)
-    print("| updates | radial, tangential, axial FWHM (mm) | peak over warm |")
-    print("|---|---|---|")
-    for k, one, other in zip(POINT_UPDATES, both, warm, strict=True):
-        difference = one.astype(np.float64) - other
-        widths, peak = point_widths(difference, other.astype(np.float64))
-        print(f"| {k} | {', '.join(f'{w:.2f}' for w in widths)} | {peak:.3f} |", flush=True)
-    print(f"[{time.perf_counter() - started:.0f} s] done")
+    cubes = [
+        mean_point(one.astype(np.float64) - other, other.astype(np.float64))
+        for one, other in zip(both, warm, strict=True)
+    ]
+    print(f"[{time.perf_counter() - started:.0f} s] seed {seed} done", flush=True)
+    return np.stack(cubes)
 
 
 def main() -> None:
@@ -364,13 +405,14 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.03)
     parser.add_argument("--out", type=Path, default=Path("out/nema_study"))
     parser.add_argument("--events", type=int, default=N_WARM)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--sharp", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     if args.what == "quality":
         quality(args.fraction, args.out, args.threads)
     else:
-        point(args.events, args.sharp, args.threads)
+        point(args.events, args.sharp, args.seeds, args.out, args.threads)
 
 
 if __name__ == "__main__":

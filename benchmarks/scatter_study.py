@@ -51,7 +51,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 N_PAIRS = 3_000_000
-N_POOL = 1_000_000  # scattered events followed one by one
+N_POOL = 600_000  # scattered events followed one by one
 N_SWEEPS = 4
 N_PIECES = 40  # of the time, every other one in either half
 THREADS = 2
@@ -184,7 +184,7 @@ def image_errors(
     models: dict[str, list[AdditiveModel]],
 ) -> None:
     """Reconstruct with each choice of additive terms and print regions over the truth."""
-    settings = OsemSettings(psf_fwhm_mm=0.0, n_sensitivity_pairs=24_000_000)
+    settings = OsemSettings(psf_fwhm_mm=0.0, n_sensitivity_pairs=12_000_000)
     sensitivity = compute_sensitivity(
         scan.scanner,
         grid,
