@@ -59,7 +59,7 @@ NUMBERS = {
 STILL = ("filling", "breathing", "wander")
 NEAR_S = 5.0  # an alarm this near a change found it; a ramp's length comes on top
 # One core at 2.5 GHz: what every scan takes, and what the full counts take on top.
-SECONDS_PER_SCAN, SECONDS_PER_FULL_SCAN = 1.5, 12.0
+SECONDS_PER_SCAN, SECONDS_PER_FULL_SCAN = 1.5, 21.0
 
 
 def _direction(rng: np.random.Generator, length_mm: float) -> tuple[float, float, float]:
