@@ -39,7 +39,7 @@ MIN_PAIRS_A_POSE = 100_000
 N_BATCHES = 8  # independent batches: they give the error, and threads work on them
 CHUNK = 1 << 16
 DEFAULT_N_PAIRS = 48_000_000
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 TRIANGLE = np.array([1.0, 16.0, 26.0, 16.0, 1.0]) / 60.0  # of four steps, by its moments
 
 

@@ -19,7 +19,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 NO_TOF = TofModel(1, 1.0, math.inf)
-N_DIRECTIONS = 64
+N_DIRECTIONS = 40
+GUIDE_STEP_MM = 10.0  # along a ray: the mean over directions smooths the rest
 SOFT_MM = 60.0  # width of the detector's ends for the mean over directions: no direction jumps
 DENSEST_PER_CM = 2.0  # gold has 2.9, titanium 0.37; a larger value is no mu-map in 1/cm
 
@@ -170,7 +171,7 @@ def mean_survival(
         float(np.ptp(xyz[:, 2]) + pitch_mm) / 2.0,
         (scanner.max_ring_difference + 0.5) * pitch_mm,
         SOFT_MM,
-        min(own.voxel_mm),
+        GUIDE_STEP_MM,
     )
     edges = np.linspace(0, len(point), 8 * max(threads, 1) + 1).astype(np.int64).tolist()
 
