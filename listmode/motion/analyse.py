@@ -138,7 +138,8 @@ def analyse_motion(
         Linear attenuation at 511 keV, 1/cm, shape (nx, ny, nz), and the centres of its voxels
         along x, y, z, mm. With it, windows that fit it are preferred.
     is_mu_fixed
-        False if the map will be moved to where the patient lay: then no windows are preferred.
+        False if the map will be moved to where the patient lay: then no windows are preferred
+        and nothing is warned of.
     threads
         Threads; the result has the same bits for any number.
     progress
@@ -201,7 +202,7 @@ def analyse_motion(
         followed=followed,
         ct_match=ct_match,
         ct_offset_mm=offset_mm,
-        ct_warning=_warn(selection, trace, ct_match, offset_mm, mu_map),
+        ct_warning=_warn(selection, trace, ct_match, offset_mm, mu_map) if is_mu_fixed else "",
     )
 
 

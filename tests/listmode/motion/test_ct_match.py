@@ -141,6 +141,9 @@ def test_the_analysis_says_how_the_windows_lie_to_the_ct(
     assert result.ct_offset_mm is not None
     assert result.ct_offset_mm.shape == (result.trace.n_windows, 3)
     assert result.to_dict()["ct_match"] == result.ct_match.to_dict()
+    follows = analyse_motion(listmode, mu_map=mu_map, is_mu_fixed=False)
+    assert follows.ct_match == result.ct_match
+    assert follows.ct_warning == ""
     assert analyse_motion(listmode).ct_match is None
 
 
