@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 CHUNK = 1 << 21
 BYTES_PER_EVENT = 14
-MEMORY_BYTES = 400 << 20  # more events than fit here are spilled to a file
+MEMORY_BYTES = 300 << 20  # more events than fit here are spilled to a file
 
 
 class AdditivePerEvent(Protocol):

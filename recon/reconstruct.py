@@ -28,10 +28,12 @@ from recon.events_store import EventsStore, store_events
 from recon.image import Grid, Volume
 from recon.motion import Poses, move_rays, move_scanner
 from recon.osem import Algorithm, OsemSettings, Problem, osem, run
-from recon.projector import RayModel, TaskPlan, project
+from recon.projector import RayModel, TaskPlan, project, run_in_threads
 from recon.sensitivity import MU_MM, Sensitivity, average_sensitivity, coarsen
 
 F32 = NDArray[np.float32]
+
+EVENTS_PER_PART = 1 << 17  # of the additive term: some tens of ms of work
 
 
 def calibration_s(
@@ -86,6 +88,20 @@ class AdditiveTerm:
 
     def __call__(self, batch: EventBatch) -> F32:
         """Give ``c_e``. Shape (n_events,), float32, Bq/mL mm."""
+        term = np.empty(len(batch), np.float32)
+
+        def work(first: int) -> None:
+            events = slice(first, first + EVENTS_PER_PART)
+            term[events] = self._of_part(
+                EventBatch(
+                    batch.crystal_a[events], batch.crystal_b[events], batch.tof_bin[events]
+                )
+            )
+
+        run_in_threads(work, range(0, len(batch), EVENTS_PER_PART), self.threads)
+        return term
+
+    def _of_part(self, batch: EventBatch) -> F32:
         counts = np.zeros(len(batch), np.float32)
         for model in self.models:
             counts += model.expected(batch)
@@ -96,7 +112,7 @@ class AdditiveTerm:
             rays, padded = self.matter
             no_bin = np.zeros(len(batch), np.int16)
             factor *= np.exp(
-                -project(rays, padded, batch.crystal_a, batch.crystal_b, no_bin, self.threads)
+                -project(rays, padded, batch.crystal_a, batch.crystal_b, no_bin, 1)
             )
         # A pair that cannot count anything explains its event by the additive term alone.
         term = np.full_like(counts, 1e30)

@@ -44,6 +44,7 @@ from recon.cli.options import (
     make_folder,
     resuming,
 )
+from recon.cost import measure_rays_per_s
 from recon.image import Volume
 from recon.io.nifti import load_volume, save_volume
 from recon.io.poses import load_poses
@@ -243,7 +244,10 @@ def recon(
             images.check_events(listmode, chosen)
             course = _load_course(poses, listmode, chosen)
             n_threads = count_threads(threads)
-            cost = images.estimate_run(listmode, chosen, settings, n_threads)
+            cost = images.estimate_run(
+                listmode, chosen, settings, has_mu=attenuation is not None,
+                rays_per_s=measure_rays_per_s(listmode.scanner, n_threads),
+            )  # fmt: skip
             run.say(text.cost_line(cost))
             done = images.reconstruct_scan(
                 listmode, chosen, mu=attenuation, settings=settings, poses=course,

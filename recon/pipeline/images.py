@@ -94,12 +94,33 @@ class CostEstimate:
 
 
 def estimate_run(
-    listmode: Listmode, windows: Windows, settings: Settings, threads: int
+    listmode: Listmode,
+    windows: Windows,
+    settings: Settings,
+    *,
+    rays_per_s: float,
+    has_mu: bool = True,
 ) -> CostEstimate:
-    """Estimate memory and time of the iterations; sensitivity and scatter come on top."""
+    """Estimate memory and time of a reconstruction with all that :func:`reconstruct_scan` does.
+
+    Parameters
+    ----------
+    listmode, windows, settings
+        What is to be reconstructed.
+    rays_per_s
+        From :func:`recon.cost.measure_rays_per_s`, on this machine and as many threads.
+    has_mu
+        Whether there is a mu-map, and so a scatter estimate.
+    """
     grid = choose_grid(listmode.scanner, settings.grid)
     n_events = listmode.count(windows)
-    cost = estimate_cost(n_events, grid, settings.osem, threads)
+    wanted = settings.corrections
+    has_scatter = wanted.scatter and has_mu
+    has_randoms = wanted.randoms and listmode.n_events("delayeds") > 0
+    cost = estimate_cost(
+        n_events, grid, settings.osem, rays_per_s=rays_per_s,
+        has_additive=has_scatter or has_randoms, has_scatter=has_scatter,
+    )  # fmt: skip
     memory, seconds = cost.memory_bytes, cost.seconds
     if settings.penalty is not None and settings.penalty.method == "svrg":
         memory += 4 * grid.n_voxels * (settings.osem.n_subsets + 2)

@@ -10,11 +10,12 @@ import pytest
 
 from listmode.errors import InputError
 from listmode.events import EventBatch
+from listmode.formats.scanner_file import load_scanner
 from listmode.memory import MemoryListmode
 from listmode.scanner import TofModel
 from listmode.source import LiveFraction, ScanProtocol
 from listmode.windows import Windows
-from recon.cost import estimate_cost
+from recon.cost import estimate_cost, measure_rays_per_s
 from recon.events_store import store_events
 from recon.image import Grid, Volume
 from recon.osem import OsemSettings, Problem, osem
@@ -258,12 +259,31 @@ def test_calibration_follows_branching_fraction_and_decay() -> None:
 
 
 def test_the_cost_is_told_before_the_run() -> None:
-    small = estimate_cost(1_000_000, GRID, OsemSettings())
-    large = estimate_cost(350_000_000, GRID, OsemSettings())
+    events_alone = {"has_scatter": False, "has_sensitivity": True}
+    small = estimate_cost(1_000_000, GRID, OsemSettings(), **events_alone)
+    large = estimate_cost(350_000_000, GRID, OsemSettings(), **events_alone)
     assert small.scratch_bytes == 0
     assert large.scratch_bytes > 4e9
     assert large.memory_bytes < small.memory_bytes + 1e9
     assert large.seconds > 100 * small.seconds / 2
+
+
+def test_the_cost_follows_the_machine_and_what_is_left_to_do() -> None:
+    usual = estimate_cost(20_000_000, GRID, OsemSettings(), rays_per_s=1e7)
+    slow = estimate_cost(20_000_000, GRID, OsemSettings(), rays_per_s=5e6)
+    assert slow.seconds == pytest.approx(2 * usual.seconds)
+    for left_out in ("has_additive", "has_scatter"):
+        less = estimate_cost(
+            20_000_000, GRID, OsemSettings(), rays_per_s=1e7, **{left_out: False}
+        )
+        assert less.seconds < usual.seconds
+    kept = estimate_cost(20_000_000, GRID, OsemSettings(), rays_per_s=1e7, has_sensitivity=True)
+    assert kept.seconds < usual.seconds
+
+
+def test_the_speed_of_a_machine_is_measured_in_rays() -> None:
+    for scanner in (small_scanner(), load_scanner("mmr")):  # with and without TOF
+        assert 1e3 < measure_rays_per_s(scanner, threads=1) < 1e9
 
 
 def test_the_provenance_says_what_was_done() -> None:
