@@ -440,71 +440,76 @@ def _at_slope(table, row, slope, steepest, per_slope):
     return table[row, i] + (at - i) * (table[row, i + 1] - table[row, i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def mean_survival(
-    mu, point, point_det, way, way_det, principal, weight, radius, half_length, reach, soft,
-    step, first, stop, out,
-):  # fmt: skip
-    """Average the survival of photon pairs from points over directions, by principal axis.
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def parallel_lines(mu, axis, slope_u, slope_v, low_u, low_v, per_voxel, first, last, out):
+    """Sum mu along parallel lines, plane by plane, with bilinear interpolation.
 
-    ``mu`` is per mm on voxels with a border of zeros; ``point`` and ``way`` (per mm) are in its
-    voxels, their copies ``_det`` in mm in the detector's frame. A direction counts by its
-    ``weight`` as far as both its ends lie on the cylinder of crystals, and within ``reach`` of
-    each other, ``soft`` mm wide; a thousandth of it always counts.
+    Line ``(i, j)`` crosses plane 0 of ``axis`` at ``low + (i, j) / per_voxel`` along the two
+    other axes; ``out[i, j]`` becomes its sum for ``first <= i < last``. ``mu`` has a border of
+    zeros.
     """
-    part = np.zeros(3)
-    for i in range(first, stop):
-        norm = 0.0
-        part[:] = 0.0
-        px, py, pz = point_det[i, 0], point_det[i, 1], point_det[i, 2]
-        inner = max(radius * radius - px * px - py * py, 0.0)
-        for m in range(way.shape[0]):
-            dx, dy, dz = way_det[m, 0], way_det[m, 1], way_det[m, 2]
-            along = px * dx + py * dy
-            across = max(dx * dx + dy * dy, 1e-6)
-            root = math.sqrt(along * along + across * inner)
-            one = pz + (-along + root) / across * dz
-            other = pz + (-along - root) / across * dz
-            w = min(max((half_length - abs(one)) / soft + 0.5, 0.0), 1.0)
-            w *= min(max((half_length - abs(other)) / soft + 0.5, 0.0), 1.0)
-            w *= min(max((reach - abs(one - other)) / soft + 0.5, 0.0), 1.0)
-            w = weight[m] * max(w, 1e-3)
-            norm += w
-            part[principal[m]] += w * math.exp(-line_of(mu, point, i, way, m, step))
-        for k in range(3):
-            out[i, k] = part[k] / norm
+    n_p = mu.shape[axis]
+    n_u = mu.shape[1 if axis == 0 else 0]
+    n_v = mu.shape[1 if axis == 2 else 2]
+    for i in range(first, last):
+        for j in range(out.shape[1]):
+            u0, v0 = low_u + i / per_voxel, low_v + j / per_voxel
+            total = 0.0
+            for p in range(1, n_p - 1):
+                u, v = u0 + p * slope_u, v0 + p * slope_v
+                if u <= 0.0 or v <= 0.0 or u >= n_u - 1 or v >= n_v - 1:
+                    continue
+                iu, iv = int(u), int(v)
+                fu, fv = u - iu, v - iv
+                if axis == 0:
+                    a, b = mu[p, iu, iv], mu[p, iu, iv + 1]
+                    c, d = mu[p, iu + 1, iv], mu[p, iu + 1, iv + 1]
+                elif axis == 1:
+                    a, b = mu[iu, p, iv], mu[iu, p, iv + 1]
+                    c, d = mu[iu + 1, p, iv], mu[iu + 1, p, iv + 1]
+                else:
+                    a, b = mu[iu, iv, p], mu[iu, iv + 1, p]
+                    c, d = mu[iu + 1, iv, p], mu[iu + 1, iv + 1, p]
+                low = a + fv * (b - a)
+                total += low + fu * (c + fv * (d - c) - low)
+            out[i, j] = total
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def line_of(mu, point, i, way, m, step):
-    """Integrate mu along both rays from a point, by linear interpolation at midpoints."""
-    low, high = -1e9, 1e9
-    for k in range(3):
-        p, d, top = point[i, k], way[m, k], mu.shape[k] - 1.0
-        if abs(d) < 1e-9:
-            if not 0.0 < p < top:
-                return 0.0
-            continue
-        a, b = -p / d, (top - p) / d
-        low, high = max(low, min(a, b)), min(high, max(a, b))
-    if high <= low:
-        return 0.0
-    n = int((high - low) / step) + 1
-    length = (high - low) / n
-    x, y, z = point[i, 0] + low * way[m, 0], point[i, 1] + low * way[m, 1], point[i, 2]
-    z += low * way[m, 2]
-    dx, dy, dz = length * way[m, 0], length * way[m, 1], length * way[m, 2]
-    total = 0.0
-    for s in range(n):
-        u, v, w = x + (s + 0.5) * dx, y + (s + 0.5) * dy, z + (s + 0.5) * dz
-        ix, iy, iz = int(u), int(v), int(w)
-        u, v, w = u - ix, v - iy, w - iz
-        a = mu[ix, iy, iz] + w * (mu[ix, iy, iz + 1] - mu[ix, iy, iz])
-        b = mu[ix, iy + 1, iz] + w * (mu[ix, iy + 1, iz + 1] - mu[ix, iy + 1, iz])
-        c = mu[ix + 1, iy, iz] + w * (mu[ix + 1, iy, iz + 1] - mu[ix + 1, iy, iz])
-        d = mu[ix + 1, iy + 1, iz]
-        d += w * (mu[ix + 1, iy + 1, iz + 1] - mu[ix + 1, iy + 1, iz])
-        a += v * (b - a)
-        c += v * (d - c)
-        total += a + u * (c - a)
-    return total * length
+def add_survival(
+    table, axis, slope_u, slope_v, low_u, low_v, per_voxel, length, point, point_det, way,
+    weight, radius, half_length, reach, soft, first, stop, part, norm,
+):  # fmt: skip
+    """Add one direction's survival of photon pairs to the points ``first..stop``.
+
+    ``table`` is that of ``parallel_lines``, ``length`` its mm a plane; ``point`` is in its
+    voxels, ``point_det`` and ``way`` in mm in the detector's frame. A direction counts by its
+    ``weight`` as far as both its ends lie on the cylinder of crystals, and within ``reach`` of
+    each other, ``soft`` mm wide; a thousandth of it always counts. Adds to ``part[i]`` and
+    ``norm[i]``.
+    """
+    dx, dy, dz = way[0], way[1], way[2]
+    across = max(dx * dx + dy * dy, 1e-6)
+    axis_u, axis_v = 1 if axis == 0 else 0, 1 if axis == 2 else 2
+    for i in range(first, stop):
+        px, py, pz = point_det[i, 0], point_det[i, 1], point_det[i, 2]
+        inner = max(radius * radius - px * px - py * py, 0.0)
+        along = px * dx + py * dy
+        root = math.sqrt(along * along + across * inner)
+        one = pz + (-along + root) / across * dz
+        other = pz + (-along - root) / across * dz
+        w = min(max((half_length - abs(one)) / soft + 0.5, 0.0), 1.0)
+        w *= min(max((half_length - abs(other)) / soft + 0.5, 0.0), 1.0)
+        w *= min(max((reach - abs(one - other)) / soft + 0.5, 0.0), 1.0)
+        w = weight * max(w, 1e-3)
+        u = (point[i, axis_u] - point[i, axis] * slope_u - low_u) * per_voxel
+        v = (point[i, axis_v] - point[i, axis] * slope_v - low_v) * per_voxel
+        total = 0.0
+        if u > 0.0 and v > 0.0 and u < table.shape[0] - 1 and v < table.shape[1] - 1:
+            iu, iv = int(u), int(v)
+            fu, fv = u - iu, v - iv
+            low = table[iu, iv] + fv * (table[iu, iv + 1] - table[iu, iv])
+            high = table[iu + 1, iv] + fv * (table[iu + 1, iv + 1] - table[iu + 1, iv])
+            total = low + fu * (high - low)
+        norm[i] += w
+        part[i] += w * math.exp(-total * length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 NO_TOF = TofModel(1, 1.0, math.inf)
-N_DIRECTIONS = 40
-GUIDE_STEP_MM = 10.0  # along a ray: the mean over directions smooths the rest
+N_DIRECTIONS = 64
+LINES_A_VOXEL = 2  # of the mu-map, along each axis: what lies between is interpolated
 SOFT_MM = 60.0  # width of the detector's ends for the mean over directions: no direction jumps
 DENSEST_PER_CM = 2.0  # gold has 2.9, titanium 0.37; a larger value is no mu-map in 1/cm
 
@@ -117,7 +118,8 @@ def mean_survival(
     """Give the share of photon pairs from each voxel's centre that get out, by principal axis.
 
     A mean over directions, weighted by what crystals stop of each and by whether the detector
-    has crystals there. It changes within a centimetre of a surface, where a sensitivity image
+    has crystals there. Survival is that of the line, so all lines of a direction are traced once
+    and read at each point. It changes within a centimetre of a surface, where an image
     sampled on a coarse grid cannot follow.
 
     Parameters
@@ -158,25 +160,66 @@ def mean_survival(
     point = grid.point_mm(index.reshape(-1, 3))
     xyz = scanner.crystal_position_mm.astype(np.float64)
     pitch_mm = scanner.crystal_pitch_mm[1]
-    out = np.empty((len(point), 3), np.float32)
-    args = (
-        np.pad(values * np.float32(0.1), 1),
-        np.ascontiguousarray(own.voxel_index(point)),
-        np.ascontiguousarray(point @ move[:3, :3].T + move[:3, 3]),
-        np.ascontiguousarray(way / own.voxel_mm),
-        way_det,
-        np.argmax(np.abs(way / grid.voxel_mm), axis=1),
-        stop**2,
+    matter = np.pad(values * np.float32(0.1), 1)
+    place = np.ascontiguousarray(own.voxel_index(point))
+    place_det = np.ascontiguousarray(point @ move[:3, :3].T + move[:3, 3])
+    detector = (
         float(np.hypot(xyz[:, 0], xyz[:, 1]).mean()),
         float(np.ptp(xyz[:, 2]) + pitch_mm) / 2.0,
         (scanner.max_ring_difference + 0.5) * pitch_mm,
         SOFT_MM,
-        GUIDE_STEP_MM,
     )
+    principal = np.argmax(np.abs(way / grid.voxel_mm), axis=1)
+    part, norm = np.zeros((3, len(point))), np.zeros(len(point))
     edges = np.linspace(0, len(point), 8 * max(threads, 1) + 1).astype(np.int64).tolist()
+    for m in range(n_directions):
+        lines, table = _parallel_lines(matter, way[m] / own.voxel_mm, threads)
+        direction = (way_det[m], stop[m] ** 2, *detector)
+        sums = (part[principal[m]], norm)
+        before = (table, *lines, place, place_det, *direction)
 
-    def part(ends: tuple[int, int]) -> None:
-        _kernels.mean_survival(*args, *ends, out)
+        def add(ends: tuple[int, int], before: Any = before, sums: Any = sums) -> None:
+            given: Any = (*before, *ends, *sums)
+            _kernels.add_survival(*given)
 
-    run_in_threads(part, list(pairwise(edges)), threads)
+        run_in_threads(add, list(pairwise(edges)), threads)
+    out = np.ascontiguousarray((part / norm).T, np.float32)
     return out.reshape(*grid.shape, 3)
+
+
+def _parallel_lines(
+    matter: F32, way: F64, threads: int
+) -> tuple[tuple[int, float, float, float, float, float, float], F64]:
+    """Integrate mu along all lines of one direction: a pair's survival is that of its line.
+
+    Parameters
+    ----------
+    matter
+        mu, 1/mm, with a border of zeros.
+    way
+        Direction, voxels per mm. Shape (3,).
+
+    Returns
+    -------
+    lines
+        Principal axis, slopes along the two others, where the first line crosses plane 0,
+        lines a voxel, and mm from plane to plane.
+    table
+        Sums of mu over the planes of each line.
+    """
+    axis = int(np.argmax(np.abs(way)))
+    slope = np.delete(way, axis) / way[axis]
+    drift = -slope * (matter.shape[axis] - 1)
+    size = np.delete(np.array(matter.shape), axis) - 1.0
+    low = np.minimum(drift, 0.0) - 1.0
+    shape = np.ceil((size + np.maximum(drift, 0.0) + 1.0 - low) * LINES_A_VOXEL).astype(int) + 1
+    table = np.empty(tuple(shape.tolist()))
+    lines = (*slope.tolist(), *low.tolist(), float(LINES_A_VOXEL))
+    edges = np.linspace(0, len(table), 4 * max(threads, 1) + 1).astype(int).tolist()
+
+    def work(rows: tuple[int, int]) -> None:
+        given = (matter, axis, *lines, *rows, table)
+        _kernels.parallel_lines(*given)
+
+    run_in_threads(work, list(pairwise(edges)), threads)
+    return (axis, *lines, float(1.0 / abs(way[axis]))), table
