@@ -118,9 +118,9 @@ def mean_survival(
     """Give the share of photon pairs from each voxel's centre that get out, by principal axis.
 
     A mean over directions, weighted by what crystals stop of each and by whether the detector
-    has crystals there. Survival is that of the line, so all lines of a direction are traced once
-    and read at each point. It changes within a centimetre of a surface, where an image
-    sampled on a coarse grid cannot follow.
+    has crystals there. A pair's survival is that of its line, so the lines of a direction are
+    traced once and read at each point. The mean changes within a centimetre of a surface,
+    where a sensitivity image sampled on a coarse grid cannot follow.
 
     Parameters
     ----------
