@@ -34,24 +34,18 @@ ROUNDS = 15
 
 
 @dataclass(frozen=True)
-class CtMatch:
-    """Displacement of the patient from the mu-map.
+class Displacement:
+    """How far something lies off the mu-map.
 
     Parameters
     ----------
     shift_mm, standard_error_mm
-        Patient less mu-map, x, y, z in the scanner frame, mm; the error is ``inf`` along an
-        axis along which nothing can be told.
-    n_slabs
-        Slabs of the body that it rests on.
-    note
-        In words, with the warning if there is one.
+        Displacement x, y, z in the scanner frame and its standard error, mm; ``inf`` as error,
+        and zero as shift, along an axis that cannot be told.
     """
 
     shift_mm: tuple[float, float, float]
     standard_error_mm: tuple[float, float, float]
-    n_slabs: int
-    note: str
 
     @property
     def is_determinable(self) -> tuple[bool, bool, bool]:
@@ -67,13 +61,38 @@ class CtMatch:
             "standard_error_mm": [
                 v if k else None for v, k in zip(self.standard_error_mm, known, strict=True)
             ],
+        }
+
+
+@dataclass(frozen=True)
+class CtMatch(Displacement):
+    """Displacement of the patient from the mu-map.
+
+    Parameters
+    ----------
+    shift_mm, standard_error_mm
+        Patient less mu-map, x, y, z in the scanner frame, mm; the error is ``inf`` along an
+        axis along which nothing can be told.
+    n_slabs
+        Slabs of the body that it rests on.
+    note
+        In words, with the warning if there is one.
+    """
+
+    n_slabs: int
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON; None along an axis that cannot be told."""
+        return {
+            **super().to_dict(),
             "n_slabs": self.n_slabs,
             "note": self.note,
         }
 
 
 @dataclass(frozen=True)
-class CtFit:
+class CtFit(Displacement):
     """How chosen windows lie to the mu-map.
 
     Parameters
@@ -90,26 +109,14 @@ class CtFit:
         What a reader must know of the SUVs; empty if the windows fit.
     """
 
-    shift_mm: tuple[float, float, float]
-    standard_error_mm: tuple[float, float, float]
     suv_error: tuple[float, float] | None
     note: str
     warning: str
 
-    @property
-    def is_determinable(self) -> tuple[bool, bool, bool]:
-        """Whether the displacement along x, y and z can be told."""
-        x, y, z = (math.isfinite(e) for e in self.standard_error_mm)
-        return x, y, z
-
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON; None along an axis that cannot be told."""
-        known = self.is_determinable
         return {
-            "shift_mm": [v if k else None for v, k in zip(self.shift_mm, known, strict=True)],
-            "standard_error_mm": [
-                v if k else None for v, k in zip(self.standard_error_mm, known, strict=True)
-            ],
+            **super().to_dict(),
             "suv_error_median_95": None if self.suv_error is None else list(self.suv_error),
             "note": self.note,
             "warning": self.warning,
