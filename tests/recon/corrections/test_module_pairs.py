@@ -73,12 +73,15 @@ def test_sensitivity_counts_every_pair_by_its_table(has_factors: bool) -> None:
     body = (slice(3, 14), slice(3, 14), slice(2, 17))
     ratio = got.values[body] / truth[body]
     assert ratio.mean() == pytest.approx(1.0, abs=0.01)
-    assert (ratio / ratio.mean()).std() < max(3 * got.relative_error, 0.01)
+    pattern_error = (ratio / ratio.mean()).std()
+    assert pattern_error < max(3 * got.relative_error, 0.01)
     without = compute_sensitivity(
         replace(scanner, module_pairs=None), GRID, n_pairs=400_000, coarse_mm=8.0
     )
     change = got.values[body] / without.values[body]
-    assert (change / change.mean()).std() > 0.05  # so the tables do matter here
+    # So the tables matter here, in total and in pattern: by far more than what is left above.
+    assert change.mean() < 0.75
+    assert (change / change.mean()).std() > 3 * pattern_error
 
 
 def test_partners_of_a_crystal_are_those_whose_modules_coincide() -> None:
