@@ -55,7 +55,7 @@ class Cost:
 
 
 def measure_rays_per_s(scanner: Scanner, threads: int = 2) -> float:
-    """Measure how many rays this machine updates in a second, in a quarter of a second.
+    """Measure how many rays this machine updates in a second, in about half a second.
 
     Random pairs of crystals whose line of response meets a small box in the middle of the
     detector, ordered as events are: so dense that the image's memory does not matter.
