@@ -43,7 +43,7 @@ def test_a_notebook_defines_no_function_and_uses_no_private_name(path: Path) -> 
 SMALL = {"STILLPET_COUNT_FRACTION": "0.01", "STILLPET_VOXEL_MM": "8.0"}  # a minute, not ten
 RUNS: dict[str, tuple[dict[str, str], tuple[str, ...], int]] = {
     "01_still_frames": (SMALL, ("The patient moved by", "mainly towards the head"), 3),
-    "02_reconstruction": ({}, ("same bits: True", "95 % interval"), 6),
+    "02_reconstruction": ({}, ("same bits: True", "95 % interval"), 5),
     "03_motion": (SMALL, ("whole-body shift", "motion-corrected", "registration"), 2),
     "04_hotspots_and_context": (
         {},
