@@ -182,9 +182,7 @@ def bucket_events(
 
 
 @njit(cache=True, nogil=True)
-def place_events(
-    bucket, cursor, crystal_a, crystal_b, tof_bin, additive, out_a, out_b, out_bin, out_additive
-):
+def place_events(bucket, cursor, crystal_a, crystal_b, tof_bin, out_a, out_b, out_bin):
     """Copy events behind the cursor of their bucket, in their order; skip bucket -1."""
     for e in range(bucket.size):
         k = bucket[e]
@@ -194,7 +192,6 @@ def place_events(
             out_a[j] = crystal_a[e]
             out_b[j] = crystal_b[e]
             out_bin[j] = tof_bin[e]
-            out_additive[j] = additive[e]
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)

@@ -113,7 +113,8 @@ def store_events(
 
     The file is read twice: to count the events of each bucket, and to put them there. So the
     memory needed does not grow with the scan beyond ``memory_bytes``. Reading runs one chunk
-    ahead of sorting and of the additive term.
+    ahead of sorting. The additive term is computed on the ordered events, whose neighbours
+    share their parts of its tables (about twice as fast as in order of time).
 
     Parameters
     ----------
@@ -142,7 +143,7 @@ def store_events(
     counts = np.zeros(n_keys, np.int64)
     n_outside = 0
     with progress.stage("sorting events", 2 * n_events) as stage:
-        for _, _, _, key in ahead(_keyed(listmode, parts, plan, n_subsets, threads, chunk)):
+        for _, key in ahead(_keyed(listmode, parts, plan, n_subsets, threads, chunk)):
             inside = key[key >= 0]
             counts += np.bincount(inside, minlength=n_keys)
             n_outside += key.size - inside.size
@@ -151,13 +152,12 @@ def store_events(
         folder, columns = make_columns(int(first[-1]), memory_bytes)
         cursor = first[:-1].copy()
         keyed = _keyed(listmode, parts, plan, n_subsets, threads, chunk)
-        for batch, moved, pose, key in ahead(keyed):
-            gives = additive[pose] if isinstance(additive, Sequence) else additive
-            term = np.zeros(len(batch), np.float32) if gives is None else gives(batch)
+        for moved, key in ahead(keyed):
             _kernels.place_events(
-                key, cursor, moved.crystal_a, moved.crystal_b, moved.tof_bin, term, *columns
+                key, cursor, moved.crystal_a, moved.crystal_b, moved.tof_bin, *columns[:3]
             )
             stage.advance(key.size)
+    add_term(columns, listmode.scanner.n_crystals, additive, progress=progress)
     edges = np.arange(n_subsets)[:, None] * plan.n_buckets + plan.task_buckets
     for column in columns:
         column.setflags(write=False)
@@ -175,6 +175,43 @@ def store_events(
     )
 
 
+def add_term(
+    columns: Sequence[NDArray[Any]],
+    n_crystals: int,
+    additive: AdditivePerEvent | Sequence[AdditivePerEvent] | None,
+    *,
+    progress: Progress = SILENT,
+) -> None:
+    """Fill the last column: the additive term of ordered events.
+
+    Parameters
+    ----------
+    columns
+        Crystals with their pose's numbers, TOF bins, and the term. Each of shape (n_events,).
+    n_crystals
+        Of the scanner: crystal ``c`` in pose ``p`` is ``c + p n_crystals``.
+    additive
+        As for :func:`store_events`.
+    """
+    crystal_a, crystal_b, tof_bin, term = columns
+    if additive is None:
+        term[:] = 0.0
+        return
+    with progress.stage("additive term", term.size) as stage:
+        for first in range(0, term.size, CHUNK):
+            some = slice(first, first + CHUNK)
+            a, b, bins = crystal_a[some], crystal_b[some], tof_bin[some]
+            if isinstance(additive, Sequence):
+                pose = a // np.uint32(n_crystals)
+                for p in np.unique(pose).tolist():
+                    own, offset = np.flatnonzero(pose == p), np.uint32(p * n_crystals)
+                    batch = EventBatch(a[own] - offset, b[own] - offset, bins[own])
+                    term[some][own] = additive[p](batch)
+            else:
+                term[some] = additive(EventBatch(a, b, bins))
+            stage.advance(a.size)
+
+
 def _keyed(
     listmode: Listmode,
     parts: Sequence[tuple[Windows, int]],
@@ -182,8 +219,8 @@ def _keyed(
     n_subsets: int,
     threads: int,
     chunk: int,
-) -> Iterator[tuple[EventBatch, EventBatch, int, NDArray[np.int32]]]:
-    """Yield batches, as recorded and with their pose's crystals, the pose, and the keys.
+) -> Iterator[tuple[EventBatch, NDArray[np.int32]]]:
+    """Yield batches, with their pose's crystals, and the keys.
 
     A key is the event's subset and bucket as one number, -1 outside.
     """
@@ -196,7 +233,7 @@ def _keyed(
             subset = (number + np.arange(len(batch))) % n_subsets
             key = np.where(bucket < 0, -1, subset * plan.n_buckets + bucket).astype(np.int32)
             number += len(batch)
-            yield batch, moved, pose, key
+            yield moved, key
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

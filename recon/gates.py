@@ -22,6 +22,7 @@ from recon.events_store import (
     MEMORY_BYTES,
     AdditivePerEvent,
     EventsStore,
+    add_term,
     make_columns,
 )
 from recon.image import Grid, Volume
@@ -165,13 +166,15 @@ class Sorting:
             first = np.concatenate(([0], np.cumsum(counts)))
             folder, columns = make_columns(int(first[-1]), MEMORY_BYTES)
             cursor = first[:-1].copy()
-            for batch, gate, key in self.batches():
-                gives = terms[gate]
-                term = np.zeros(len(batch), np.float32) if gives is None else gives(batch)
+            for batch, _, key in self.batches():
                 _kernels.place_events(
-                    key, cursor, batch.crystal_a, batch.crystal_b, batch.tof_bin, term, *columns
+                    key, cursor, batch.crystal_a, batch.crystal_b, batch.tof_bin, *columns[:3]
                 )
                 stage.advance(key.size)
+        n_crystals, per_gate = self.listmode.scanner.n_crystals, counts.size // len(self.gates)
+        for gate, term in enumerate(terms):
+            own = slice(first[gate * per_gate], first[(gate + 1) * per_gate])
+            add_term([column[own] for column in columns], n_crystals, term, progress=progress)
         edges = np.arange(n_rows)[:, None] * self.plan.n_buckets + self.plan.task_buckets
         for column in columns:
             column.setflags(write=False)

@@ -21,7 +21,7 @@ from listmode.scanner import Scanner
 from listmode.source import Listmode, LiveFraction, ScanProtocol
 from listmode.windows import Windows
 from recon.checkpoint import Checkpoint, digest
-from recon.corrections.additive import AdditiveModel, ByPose
+from recon.corrections.additive import AdditiveModel, ByPose, expected_ratio
 from recon.corrections.attenuation import mu_rays
 from recon.corrections.normalisation import pair_efficiency
 from recon.events_store import EventsStore, store_events
@@ -102,12 +102,13 @@ class AdditiveTerm:
         return term
 
     def _of_part(self, batch: EventBatch) -> F32:
-        counts = np.zeros(len(batch), np.float32)
-        for model in self.models:
-            counts += model.expected(batch)
-        factor = self.calibration * pair_efficiency(
+        efficiency = pair_efficiency(
             self.scanner, batch.crystal_a, batch.crystal_b, self.crystal_efficiency
         )
+        ratio = np.zeros(len(batch), np.float32)
+        for model in self.models:
+            ratio += expected_ratio(model, batch, efficiency)
+        factor = np.full(len(batch), self.calibration)
         if self.matter is not None:
             rays, padded = self.matter
             no_bin = np.zeros(len(batch), np.int16)
@@ -115,8 +116,8 @@ class AdditiveTerm:
                 -project(rays, padded, batch.crystal_a, batch.crystal_b, no_bin, 1)
             )
         # A pair that cannot count anything explains its event by the additive term alone.
-        term = np.full_like(counts, 1e30)
-        np.divide(counts, factor, out=term, where=factor > 0)
+        term = np.full_like(ratio, 1e30)
+        np.divide(ratio, factor, out=term, where=(factor > 0) & (efficiency > 0))
         return term
 
 

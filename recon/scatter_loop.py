@@ -158,6 +158,7 @@ def estimate_scatter_by_pose(
     quick = replace(
         settings,
         n_points=max(1, settings.n_points // 4),
+        n_pairs=max(1, settings.n_pairs // 4),
         axial_spacing_mm=1.5 * settings.axial_spacing_mm,
     )
 

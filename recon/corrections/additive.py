@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,36 @@ class AdditiveModel(Protocol):
             Counts expected in the windows that the model was made for. Shape (n_events,),
             float32, not negative.
         """
+
+
+@runtime_checkable
+class RatioModel(Protocol):
+    """A model that knows its counts relative to the efficiency of each pair."""
+
+    def expected_ratio(self, batch: EventBatch) -> F32:
+        """Give the expected counts over the efficiency ``n_i`` of each event's pair.
+
+        Returns
+        -------
+        ndarray
+            Shape (n_events,), float32, s Bq/mL mm.
+        """
+
+
+def expected_ratio(model: AdditiveModel, batch: EventBatch, efficiency: F32) -> F32:
+    """Give a model's expected counts over the given efficiency ``n_i`` of each event's pair.
+
+    Returns
+    -------
+    ndarray
+        Shape (n_events,), float32, s Bq/mL mm; 0 where the efficiency is 0.
+    """
+    if isinstance(model, PartModel):
+        return expected_ratio(model.model, batch, efficiency) * np.float32(model.share)
+    if isinstance(model, RatioModel):
+        return model.expected_ratio(batch)
+    ratio = np.zeros(len(batch), np.float32)
+    return np.divide(model.expected(batch), efficiency, out=ratio, where=efficiency > 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +23,13 @@ from recon.corrections.scatter_grid import (
     ScatterSettings,
     coarse_body,
 )
-from recon.corrections.scatter_table import ScatterTable, expected_scatter_table
+from recon.corrections.scatter_table import (
+    EVENTS_PER_PART,
+    ScatterTable,
+    expected_scatter_table,
+)
 from recon.image import Volume
+from recon.projector import run_in_threads
 
 __all__ = ["ScatterModel", "ScatterSettings", "estimate_scatter", "expected_scatter_table"]
 
@@ -87,6 +91,13 @@ class ScatterModel:
             Counts in the windows. Shape (n_events,), float32.
         """
         counts = _unscaled(self.table, batch, self.crystal_efficiency, self.threads)
+        return self._scaled(counts, batch)
+
+    def expected_ratio(self, batch: EventBatch) -> F32:
+        """Give the expected scatter over each pair's efficiency; see ``RatioModel``."""
+        return self._scaled(self.table.evaluate(batch, threads=1), batch)
+
+    def _scaled(self, counts: F32, batch: EventBatch) -> F32:
         counts *= self.decays_s
         counts *= self.scale_at(_middle_z_mm(self.table.scanner, batch))
         return counts
@@ -191,7 +202,7 @@ def estimate_scatter(
         else listmode.live.decayed_live_s(windows, protocol.half_life_s)
     )
     body = coarse_body(image, mu, settings)
-    pairs = _sample_pairs(scanner, body, settings)
+    pairs = _sample_pairs(scanner, body, settings, threads)
     efficiency = listmode.crystal_efficiency
     simulated = _unscaled(table, pairs.batch, efficiency, threads).astype(np.float64)
     simulated *= decays_s * pairs.weight
@@ -199,7 +210,7 @@ def estimate_scatter(
     if randoms is not None:
         expected_randoms = randoms.expected(pairs.batch).astype(np.float64) * pairs.weight
     tails = _measure_tails(
-        listmode, windows, body, pairs, simulated, expected_randoms, settings
+        listmode, windows, body, pairs, simulated, expected_randoms, settings, threads
     )
     scale, error, notes = _choose_scale(tails, settings)
     segment_z_mm, segment_scale = _segment_scales(tails, scale, error, settings)
@@ -226,18 +237,14 @@ def _unscaled(
 ) -> F32:
     """Give single scatter in each event's LOR and TOF bin, counts per second of ``D``."""
     counts = table.evaluate(batch, threads=threads)
-    edges = np.linspace(0, len(batch), threads + 1).astype(np.int64).tolist()
 
-    def part(first: int, last: int) -> None:
-        counts[first:last] *= pair_efficiency(
-            table.scanner,
-            batch.crystal_a[first:last],
-            batch.crystal_b[first:last],
-            crystal_efficiency,
+    def part(first: int) -> None:
+        some = slice(first, first + EVENTS_PER_PART)
+        counts[some] *= pair_efficiency(
+            table.scanner, batch.crystal_a[some], batch.crystal_b[some], crystal_efficiency
         )
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, edges[:-1], edges[1:]))
+    run_in_threads(part, range(0, len(batch), EVENTS_PER_PART), threads)
     return counts
 
 
@@ -246,17 +253,27 @@ def _middle_z_mm(scanner: Scanner, batch: EventBatch) -> F32:
     return np.asarray((z_mm[batch.crystal_a] + z_mm[batch.crystal_b]) / 2, dtype=np.float32)
 
 
-def _misses_body(scanner: Scanner, batch: EventBatch, body: CoarseBody) -> NDArray[np.bool_]:
+def _misses_body(
+    scanner: Scanner, batch: EventBatch, body: CoarseBody, threads: int
+) -> NDArray[np.bool_]:
     """Say for each event whether its LOR misses the body."""
     missed = np.empty(len(batch), np.uint8)
     ends = (body.grid.voxel_index(scanner.crystal_position_mm)).astype(np.float32)
-    _kernels.miss_mask(
-        ends[batch.crystal_a], ends[batch.crystal_b], body.body.astype(np.uint8), missed
-    )
+    mask = body.body.astype(np.uint8)
+
+    def work(first: int) -> None:
+        some = slice(first, first + EVENTS_PER_PART)
+        _kernels.miss_mask(
+            ends, batch.crystal_a[some], batch.crystal_b[some], mask, missed[some]
+        )
+
+    run_in_threads(work, range(0, len(batch), EVENTS_PER_PART), threads)
     return missed.astype(bool)
 
 
-def _sample_pairs(scanner: Scanner, body: CoarseBody, settings: ScatterSettings) -> _Pairs:
+def _sample_pairs(
+    scanner: Scanner, body: CoarseBody, settings: ScatterSettings, threads: int
+) -> _Pairs:
     """Draw pairs of crystals and TOF bins evenly and keep what the scanner accepts."""
     rng = np.random.default_rng(settings.seed)
     n = scanner.n_crystals
@@ -267,7 +284,7 @@ def _sample_pairs(scanner: Scanner, body: CoarseBody, settings: ScatterSettings)
     tof_bin = rng.integers(0, scanner.tof.n_bins, a.size)
     batch = EventBatch.from_pairs(a, b, tof_bin, scanner.tof.n_bins)
     weight = n * (n - 1) / 2 * scanner.tof.n_bins / settings.n_pairs
-    return _Pairs(batch, weight, _misses_body(scanner, batch, body))
+    return _Pairs(batch, weight, _misses_body(scanner, batch, body, threads))
 
 
 def _tail_events(
@@ -297,6 +314,7 @@ def _measure_tails(
     simulated: F64,
     randoms: F64,
     settings: ScatterSettings,
+    threads: int,
 ) -> _Tails:
     scanner = listmode.scanner
     z_mm = scanner.crystal_position_mm[:, 2]
@@ -309,7 +327,7 @@ def _measure_tails(
     factor, batches = _tail_events(listmode, windows, settings)
     counts = np.zeros(settings.n_segments)
     for batch in batches:
-        missed = np.flatnonzero(_misses_body(scanner, batch, body))
+        missed = np.flatnonzero(_misses_body(scanner, batch, body, threads))
         counts += by_segment(_take(batch, missed))
     tail = np.flatnonzero(pairs.is_tail)
     tail_pairs = _take(pairs.batch, tail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from recon.corrections.scatter_grid import (
     place_points,
 )
 from recon.image import Volume
+from recon.projector import run_in_threads
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -32,6 +34,8 @@ I32 = NDArray[np.int32]
 MIN_ACCEPTANCE = 5e-3  # of an unscattered photon's: larger scattering angles are left out
 MULTIPLE_EXPONENT = 1.5  # of mean free paths; fitted with multiple_share, see docs/scatter.md
 LEAST_SHARE = 1e-9  # of the hottest coarse voxel's activity times its size: stands for none
+EVENTS_PER_PART = 1 << 17  # of a look-up: some ten ms of work
+ROWS = 32  # detector nodes a task
 CHUNK = 32  # scatter points at a time: what their rays hold stays in the cache
 
 
@@ -91,17 +95,13 @@ class ScatterTable:
             Shape (n_events,), float32, Bq/mL mm.
         """
         out = np.empty(len(batch), np.float32)
-        order = self.order(batch)
-        edges = np.linspace(0, len(batch), threads + 1).astype(np.int64).tolist()
 
-        def part(first: int, last: int) -> None:
+        def part(first: int) -> None:
+            some = slice(first, first + EVENTS_PER_PART)
             _kernels.interpolate(
-                batch.crystal_a,
-                batch.crystal_b,
-                batch.tof_bin,
-                order,
-                first,
-                last,
+                batch.crystal_a[some],
+                batch.crystal_b[some],
+                batch.tof_bin[some],
                 self.crystal_phi,
                 self.crystal_z,
                 self.phi_stride,
@@ -109,27 +109,11 @@ class ScatterTable:
                 self.scanner.tof.n_bins,
                 self.samples_per_bin,
                 self.log_values,
-                out,
+                out[some],
             )
 
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(part, edges[:-1], edges[1:]))
+        run_in_threads(part, range(0, len(batch), EVENTS_PER_PART), threads)
         return out
-
-    def order(self, batch: EventBatch) -> NDArray[np.int64]:
-        """Order events by their LORs' places in the table. Shape (n_events,), int64."""
-        key = np.empty(len(batch), np.uint16)
-        _kernels.table_key(
-            batch.crystal_a,
-            batch.crystal_b,
-            self.crystal_phi,
-            self.crystal_z,
-            self.n_phi,
-            self.phi_stride,
-            self.log_values.shape[1],
-            key,
-        )
-        return np.argsort(key, kind="stable")  # 16 bits: a radix sort
 
 
 def angle_table(scanner: Scanner, n: int = 1024) -> tuple[float, F32]:
@@ -230,6 +214,7 @@ def expected_scatter_table(
     def add(row: int, chunk: F64) -> None:
         _kernels.add_scatter(
             row,
+            min(row + ROWS, shape[0]),
             nodes.n_phi,
             nodes.n_z,
             nodes.phi_stride,
@@ -240,7 +225,7 @@ def expected_scatter_table(
             step,
             cos_min,
             angles,
-            histogram[row],
+            histogram,
         )
 
     def finish(row: int) -> None:
@@ -266,8 +251,8 @@ def expected_scatter_table(
     ):
         for first in range(0, len(mass), CHUNK):
             points, masses = point[first : first + CHUNK], mass[first : first + CHUNK]
-            list(pool.map(trace, range(len(masses)), [points] * len(masses)))
-            list(pool.map(add, range(shape[0]), [masses] * shape[0]))
+            list(pool.map(trace, range(len(masses)), repeat(points)))
+            list(pool.map(add, range(0, shape[0], ROWS), repeat(masses)))
             thickness += _thickness(masses, rays)
             stage.advance(len(masses))
         list(pool.map(finish, range(shape[0])))

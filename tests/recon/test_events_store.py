@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from listmode.events import EventBatch
 from listmode.memory import MemoryListmode
 from listmode.scanner import TofModel
 from listmode.source import ScanProtocol
 from listmode.windows import Windows
-from recon.events_store import EventsStore, store_events
+from recon.events_store import AdditivePerEvent, EventsStore, store_events
 from recon.image import Grid
 from recon.projector import RayModel, TaskPlan
 from tests.oracles import small_scanner, some_events
 
+F32 = NDArray[np.float32]
 GRID = Grid.centred((40, 40, 40), 3.0)
 
 
@@ -36,34 +39,59 @@ def _columns(store: EventsStore) -> list[np.ndarray[tuple[int], np.dtype[np.gene
     return [store.crystal_a, store.crystal_b, store.tof_bin, store.additive, store.task_edges]
 
 
+def _mark(batch: EventBatch) -> F32:
+    """Give what tells most events from each other."""
+    mark = 3 * batch.crystal_a.astype(np.int64) + 2 * batch.crystal_b + batch.tof_bin
+    return mark.astype(np.float32)
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("tof", [True, False])
 def test_every_event_is_stored_once_in_its_subset_and_bucket(tof: bool) -> None:
     scan = _scan()
     plan = _plan(scan, tof)
 
-    def mark(batch: EventBatch) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        return np.arange(len(batch), dtype=np.float32)  # one batch: the event's number
-
-    with store_events(scan, scan.extent, plan, n_subsets=3, additive=mark) as store:
-        number = store.additive.astype(int)
+    bucket = plan.bucket(scan.prompts, 1)
+    subset = np.arange(5000) % 3
+    number = np.lexsort((np.arange(5000), bucket, subset))
+    number = number[bucket[number] >= 0]
+    with store_events(scan, scan.extent, plan, n_subsets=3, additive=_mark) as store:
         assert store.n_events == 5000
-        assert number.size == 5000 - store.n_outside
-        assert np.unique(number).size == number.size
-        bucket = plan.bucket(scan.prompts, 1)
-        assert (bucket < 0).sum() == store.n_outside
-        for subset in range(3):
-            ranges = store.task_ranges(subset)
+        assert (bucket < 0).sum() == store.n_outside == 5000 - number.size
+        for k in range(3):
+            ranges = store.task_ranges(k)
             for task, (start, stop) in enumerate(ranges.tolist()):
                 part = number[start:stop]
-                assert (part % 3 == subset).all()
+                assert (subset[part] == k).all()
                 size = plan.n_buckets // plan.n_tasks
                 assert (bucket[part] // size == task).all()
-                # Buckets ascend; within one, events keep their order of time.
-                order = np.lexsort((part, bucket[part]))
-                assert (order == np.arange(part.size)).all()
         np.testing.assert_array_equal(store.crystal_a, scan.prompts.crystal_a[number])
+        np.testing.assert_array_equal(store.crystal_b, scan.prompts.crystal_b[number])
         np.testing.assert_array_equal(store.tof_bin, scan.prompts.tof_bin[number])
+        np.testing.assert_array_equal(store.additive, _mark(scan.prompts)[number])
+
+
+def test_each_pose_gives_its_own_events_their_additive_term() -> None:
+    scan = _scan()
+    n = scan.scanner.n_crystals
+    rays = _plan(scan).rays
+    plan = TaskPlan(replace(rays, ends=np.concatenate((rays.ends, rays.ends))))
+    timeline = [(Windows([0], [20]), 0), (Windows([20], [50]), 1)]
+
+    def of(pose: int) -> AdditivePerEvent:
+        def term(batch: EventBatch) -> F32:
+            assert batch.crystal_b.max() < n  # as recorded
+            return _mark(batch) + np.float32(10_000 * pose)
+
+        return term
+
+    with store_events(
+        scan, scan.extent, plan, additive=[of(0), of(1)], timeline=timeline
+    ) as store:
+        pose = store.crystal_a // n
+        assert set(pose.tolist()) == {0, 1}
+        events = EventBatch(store.crystal_a % n, store.crystal_b % n, store.tof_bin)
+        np.testing.assert_array_equal(store.additive, _mark(events) + 10_000 * pose)
 
 
 @pytest.mark.parametrize("chunk", [7, 1000, 100_000])

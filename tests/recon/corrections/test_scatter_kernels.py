@@ -14,8 +14,12 @@ pytestmark = pytest.mark.kernel
 
 def misses(start: list[float], stop: list[float], mask: np.ndarray) -> bool:
     missed = np.empty(1, np.uint8)
-    first, last = np.array([start], np.float32), np.array([stop], np.float32)
-    _kernels.miss_mask(first, last, mask, missed)
+    ends, first, last = (
+        np.array([start, stop], np.float32),
+        np.zeros(1, np.uint32),
+        np.ones(1, np.uint32),
+    )
+    _kernels.miss_mask(ends, first, last, mask, missed)
     return bool(missed[0])
 
 
