@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -100,17 +100,20 @@ def simulate_scan(
     emission_box_mm: Box | None = None,
     duration_s: float | None = None,
     threads: int = 2,
+    tell: Callable[[CountBudget], None] = lambda _budget: None,
     progress: Progress = SILENT,
 ) -> SimulationTruth:
     """Generate a scan into a file of our own format, slice by slice.
 
     Parameters as for :class:`Simulation`; the same seed gives the same file at any number of
-    threads. Only a few slices are in memory at any time.
+    threads. Only a few slices are in memory at any time. ``tell`` receives the expected counts
+    before the first event is made.
     """
     simulation = Simulation(
         scanner, phantom, dose, motion, seed, count_fraction, scatter, with_randoms,
         emission_box_mm, duration_s, threads,
     )  # fmt: skip
+    tell(simulation.budget)
     counts = np.zeros(4, np.int64)
     with ListmodeWriter(
         path,

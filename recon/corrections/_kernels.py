@@ -115,8 +115,8 @@ def trace_rays(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def add_scatter_row(
-    row: int,
+def add_scatter(
+    view: int,
     n_phi: int,
     n_z: int,
     phi_stride: int,
@@ -135,116 +135,93 @@ def add_scatter_row(
     angle_table: F32,
     histogram: F32,
 ) -> None:
-    """Add to one detector node's pairs the scatter that a chunk of points sends into them.
+    """Add to one view's pairs of nodes the scatter that a chunk of points sends into them.
 
-    ``histogram[delta, z2, m]`` belongs to the node of every ``phi_stride``-th angle that
-    ``row`` counts, with its axial place; ``m`` counts steps of
+    ``histogram[z1, delta, z2, m]`` belongs to the nodes of every ``phi_stride``-th angle, which
+    ``view`` counts; ``m`` counts steps of
     the broken path's TOF position from the LOR's midpoint towards the second node.
     ``angle_table[c] = (density times acceptance, attenuation ratio - 1)`` over the cosine from
-    ``cos_min`` to 1.
+    ``cos_min`` to 1. The angle between the nodes is the outer loop: what the rays to one
+    angle's nodes hold then stays in the cache (1.15 x).
     """
-    phi = row // n_z * phi_stride
-    z1 = row % n_z
-    node_a = phi * n_z + z1
-    n_hist = histogram.shape[2]
+    phi = view * phi_stride
+    n_hist = histogram.shape[3]
     middle = n_hist // 2
     one = np.float32(1.0)
     half = np.float32(0.5)
     low_cos = np.float32(cos_min)
     per_cos = np.float32((angle_table.shape[0] - 1) / (1.0 - cos_min))
     per_step = np.float32(1.0 / step)
-    z_start = max(0, z1 - max_dz)
-    z_stop = min(n_z, z1 + max_dz + 1)
     backward = np.empty(emission.shape[2], np.float32)
-    for i in range(mass.size):
-        m_a = mu_integral[i, node_a]
-        gain_a = np.float32(gain[i, node_a] * mass[i] * math.exp(-m_a))
-        if gain_a <= 0.0:
-            continue
-        ax = direction[i, node_a, 0]
-        ay = direction[i, node_a, 1]
-        az = direction[i, node_a, 2]
-        far = distance[i, node_a]
-        n_a = n_steps[i, node_a]
-        for k in range(n_a):
-            backward[k] = emission[i, node_a, n_a - 1 - k]
-        for delta in range(histogram.shape[0]):
-            base = ((phi + first_delta + delta) % n_phi) * n_z
-            for z2 in range(z_start, z_stop):
-                b = base + z2
-                cos = -(
-                    ax * direction[i, b, 0] + ay * direction[i, b, 1] + az * direction[i, b, 2]
-                )
-                if cos < low_cos:
+    for delta in range(histogram.shape[1]):
+        base = ((phi + first_delta + delta) % n_phi) * n_z
+        for z1 in range(n_z):
+            node_a = phi * n_z + z1
+            z_start = max(0, z1 - max_dz)
+            z_stop = min(n_z, z1 + max_dz + 1)
+            for i in range(mass.size):
+                m_a = mu_integral[i, node_a]
+                gain_a = np.float32(gain[i, node_a] * mass[i] * survival[i, node_a])
+                if gain_a <= 0.0:
                     continue
-                c = min(cos - low_cos, one - low_cos) * per_cos
-                ic = min(int(c), angle_table.shape[0] - 2)
-                fc = c - np.float32(ic)
-                density = angle_table[ic, 0] + fc * (
-                    angle_table[ic + 1, 0] - angle_table[ic, 0]
-                )
-                extra = angle_table[ic, 1] + fc * (angle_table[ic + 1, 1] - angle_table[ic, 1])
-                m_b = mu_integral[i, b]
-                weight = gain_a * gain[i, b] * survival[i, b] * density
-                weight_a = weight * short_exp(extra * m_b)
-                weight_b = weight * short_exp(extra * m_a)
-                n_b = n_steps[i, b]
-                if n_hist == 1:
-                    total = np.float32(0.0)
-                    for k in range(n_a):
-                        total += weight_a * backward[k]
-                    for k in range(n_b):
-                        total += weight_b * emission[i, b, k]
-                    histogram[delta, z2, 0] += total
-                    continue
-                shift = half * (far - distance[i, b]) * per_step
-                first = math.floor(shift - half) + middle - n_a + 1
-                start = max(0, -first)
-                stop = min(n_a, n_hist - first)
-                if stop > start:
-                    into = histogram[delta, z2, first + start : first + stop]
-                    source = backward[start:stop]
-                    for k in range(into.size):
-                        into[k] += weight_a * source[k]
-                first = math.floor(shift + half) + middle
-                start = max(0, -first)
-                stop = min(n_b, n_hist - first)
-                if stop > start:
-                    into = histogram[delta, z2, first + start : first + stop]
-                    source = emission[i, b, start:stop]
-                    for k in range(into.size):
-                        into[k] += weight_b * source[k]
+                ax = direction[i, node_a, 0]
+                ay = direction[i, node_a, 1]
+                az = direction[i, node_a, 2]
+                far = distance[i, node_a]
+                n_a = n_steps[i, node_a]
+                for k in range(n_a):
+                    backward[k] = emission[i, node_a, n_a - 1 - k]
+                for z2 in range(z_start, z_stop):
+                    b = base + z2
+                    cos = -(
+                        ax * direction[i, b, 0]
+                        + ay * direction[i, b, 1]
+                        + az * direction[i, b, 2]
+                    )
+                    if cos < low_cos:
+                        continue
+                    c = min(cos - low_cos, one - low_cos) * per_cos
+                    ic = min(int(c), angle_table.shape[0] - 2)
+                    fc = c - np.float32(ic)
+                    density = angle_table[ic, 0] + fc * (
+                        angle_table[ic + 1, 0] - angle_table[ic, 0]
+                    )
+                    extra = angle_table[ic, 1] + fc * (
+                        angle_table[ic + 1, 1] - angle_table[ic, 1]
+                    )
+                    m_b = mu_integral[i, b]
+                    weight = gain_a * gain[i, b] * survival[i, b] * density
+                    weight_a = weight * short_exp(extra * m_b)
+                    weight_b = weight * short_exp(extra * m_a)
+                    n_b = n_steps[i, b]
+                    into = histogram[z1, delta, z2]
+                    if n_hist == 1:
+                        total = np.float32(0.0)
+                        for k in range(n_a):
+                            total += weight_a * backward[k]
+                        for k in range(n_b):
+                            total += weight_b * emission[i, b, k]
+                        into[0] += total
+                        continue
+                    shift = half * (far - distance[i, b]) * per_step
+                    first = math.floor(shift - half) + middle - n_a + 1
+                    start = max(0, -first)
+                    add_times(into, first, weight_a, backward, start, min(n_a, n_hist - first))
+                    first = math.floor(shift + half) + middle
+                    start = max(0, -first)
+                    add_times(
+                        into, first, weight_b, emission[i, b], start, min(n_b, n_hist - first)
+                    )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def add_scatter(
-    first: int,
-    stop: int,
-    n_phi: int,
-    n_z: int,
-    phi_stride: int,
-    first_delta: int,
-    max_dz: int,
-    mass: F64,
-    direction: F32,
-    distance: F32,
-    gain: F32,
-    mu_integral: F32,
-    survival: F32,
-    emission: F32,
-    n_steps: I32,
-    step: float,
-    cos_min: float,
-    angle_table: F32,
-    histogram: F32,
-) -> None:
-    """Do ``add_scatter_row`` for the rows ``first..stop`` of ``histogram``."""
-    for row in range(first, stop):
-        add_scatter_row(
-            row, n_phi, n_z, phi_stride, first_delta, max_dz, mass, direction, distance, gain,
-            mu_integral, survival, emission, n_steps, step, cos_min, angle_table,
-            histogram[row],
-        )  # fmt: skip
+def add_times(into: F32, first: int, weight: float, source: F32, start: int, stop: int) -> None:
+    """Add ``weight`` times ``source[start:stop]`` to what lies from ``first`` + start on."""
+    if stop > start:
+        to = into[first + start : first + stop]
+        what = source[start:stop]
+        for k in range(to.size):
+            to[k] += weight * what[k]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -35,7 +35,6 @@ MIN_ACCEPTANCE = 5e-3  # of an unscattered photon's: larger scattering angles ar
 MULTIPLE_EXPONENT = 1.5  # of mean free paths; fitted with multiple_share, see docs/scatter.md
 LEAST_SHARE = 1e-9  # of the hottest coarse voxel's activity times its size: stands for none
 EVENTS_PER_PART = 1 << 17  # of a look-up: some ten ms of work
-ROWS = 32  # detector nodes a task
 CHUNK = 32  # scatter points at a time: what their rays hold stays in the cache
 
 
@@ -211,10 +210,10 @@ def expected_scatter_table(
             chunk, node, nodes.normal, stopping, body.field, step, i, i + 1, *rays
         )
 
-    def add(row: int, chunk: F64) -> None:
+    def add(view: int, chunk: F64) -> None:
+        rows = slice(view * nodes.n_z, (view + 1) * nodes.n_z)
         _kernels.add_scatter(
-            row,
-            min(row + ROWS, shape[0]),
+            view,
             nodes.n_phi,
             nodes.n_z,
             nodes.phi_stride,
@@ -225,7 +224,7 @@ def expected_scatter_table(
             step,
             cos_min,
             angles,
-            histogram,
+            histogram[rows],
         )
 
     def finish(row: int) -> None:
@@ -252,7 +251,7 @@ def expected_scatter_table(
         for first in range(0, len(mass), CHUNK):
             points, masses = point[first : first + CHUNK], mass[first : first + CHUNK]
             list(pool.map(trace, range(len(masses)), repeat(points)))
-            list(pool.map(add, range(0, shape[0], ROWS), repeat(masses)))
+            list(pool.map(add, range(n_views), repeat(masses)))
             thickness += _thickness(masses, rays)
             stage.advance(len(masses))
         list(pool.map(finish, range(shape[0])))

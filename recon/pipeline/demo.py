@@ -12,7 +12,7 @@ from listmode.formats import open_listmode
 from listmode.formats.scanner_file import load_scanner
 from listmode.progress import SILENT, Progress
 from listmode.scanner import Scanner
-from listmode.simulate.generate import expected_counts, simulate_scan
+from listmode.simulate.generate import simulate_scan
 from listmode.simulate.motion import PatientMotion
 from listmode.simulate.phantom import Phantom, cylinder_phantom, pregnant_phantom
 from listmode.simulate.protocols import Dose, load_dose
@@ -233,22 +233,24 @@ def simulate_to_folder(
     scanner = load_scanner(plan.scanner)
     dose, phantom, motion = _dose(plan), plan.make_phantom(), plan.make_motion()
     scatter = cast("ScatterMode", plan.scatter)
-    budget = expected_counts(
-        scanner=scanner, phantom=phantom, dose=dose, motion=motion, seed=plan.seed,
-        count_fraction=plan.count_fraction, scatter=scatter, threads=threads,
-    )  # fmt: skip
-    say(budget_line(budget, plan.count_fraction))
+    budgets: list[CountBudget] = []
+
+    def tell(budget: CountBudget) -> None:
+        budgets.append(budget)
+        say(budget_line(budget, plan.count_fraction))
+
     path = folder / "scan.h5"
     truth = simulate_scan(
         path, scanner=scanner, phantom=phantom, dose=dose, motion=motion, seed=plan.seed,
-        count_fraction=plan.count_fraction, scatter=scatter, threads=threads, progress=progress,
+        count_fraction=plan.count_fraction, scatter=scatter, threads=threads,
+        tell=tell, progress=progress,
     )  # fmt: skip
     grid = _truth_grid(scanner, plan.voxel_mm)
     activity, mu, labels = truth_images(truth.phantom, grid)
     save_volume(folder / "activity.nii.gz", activity)
     save_volume(folder / "mu.nii.gz", mu)
     save_labels(folder / "labels.nii.gz", labels)
-    done = SimulatedScan(path, plan, budget, truth)
+    done = SimulatedScan(path, plan, budgets[0], truth)
     save_json(folder / "truth.json", done.to_dict())
     say(f"{path.name} and its truth are written")
     return done
@@ -296,8 +298,9 @@ def demo_settings() -> Settings:
             settings.osem,
             n_iterations=3,
             post_filter_fwhm_mm=8.0,
-            n_sensitivity_pairs=15_000_000,
+            n_sensitivity_pairs=12_000_000,
         ),
+        scatter=replace(settings.scatter, n_points=450),
         corrections=replace(settings.corrections, mu_time_s=0.0),
         hotspots=replace(settings.hotspots, floor=3.5, min_volume_ml=0.5),
     )
