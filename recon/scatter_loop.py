@@ -26,7 +26,7 @@ F32 = NDArray[np.float32]
 
 COARSE_MM = 12.0  # voxels of the images between rounds: scatter is far smoother
 COARSE_OSEM = OsemSettings(
-    n_iterations=3, n_subsets=6, psf_fwhm_mm=0.0, n_sensitivity_pairs=4_000_000
+    n_iterations=3, n_subsets=6, psf_fwhm_mm=0.0, n_sensitivity_pairs=2_000_000
 )
 MAX_EVENTS = 2_000_000  # a few hundred in a coarse voxel of a body
 N_PIECES = 400  # of time, over which a subset of a long scan is spread
@@ -159,6 +159,7 @@ def estimate_scatter_by_pose(
         settings,
         n_points=max(1, settings.n_points // 4),
         n_pairs=max(1, settings.n_pairs // 4),
+        max_tail_events=max(1, settings.max_tail_events // 4),
         axial_spacing_mm=1.5 * settings.axial_spacing_mm,
     )
 

@@ -539,10 +539,12 @@ def make_alias_rows(weight, accept, other):
     one_other = np.empty(weight.shape[1], np.int32)
     one_weight = np.empty(weight.shape[1], np.float64)
     for i in range(weight.shape[0]):
-        one_weight[:] = weight[i]
+        for k in range(weight.shape[1]):  # assigning whole rows takes 5 s to compile
+            one_weight[k] = weight[i, k]
         make_alias(one_weight, one_accept, one_other)
-        accept[i] = one_accept
-        other[i] = one_other
+        for k in range(weight.shape[1]):
+            accept[i, k] = one_accept[k]
+            other[i, k] = one_other[k]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

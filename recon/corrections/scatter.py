@@ -192,16 +192,17 @@ def estimate_scatter(
     that segments are expected to have.
     """
     scanner, protocol = listmode.scanner, listmode.protocol
+    body = coarse_body(image, mu, settings)
     table = expected_scatter_table(
-        scanner, image=image, mu=mu, settings=settings, threads=threads, progress=progress
-    )
+        scanner, image=image, mu=mu, settings=settings, body=body, threads=threads,
+        progress=progress,
+    )  # fmt: skip
     decays_s = protocol.branching * protocol.count_fraction
     decays_s *= (
         windows.decayed_duration_s(protocol.half_life_s)
         if listmode.live is None
         else listmode.live.decayed_live_s(windows, protocol.half_life_s)
     )
-    body = coarse_body(image, mu, settings)
     pairs = _sample_pairs(scanner, body, settings, threads)
     efficiency = listmode.crystal_efficiency
     simulated = _unscaled(table, pairs.batch, efficiency, threads).astype(np.float64)

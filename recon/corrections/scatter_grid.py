@@ -293,8 +293,8 @@ def coarse_body(image: Volume, mu: Volume, settings: ScatterSettings) -> CoarseB
             raise InputError(
                 f"scatter needs the {what} in {unit}, but it is in {volume.unit}; convert it"
             )
-    matter = np.argwhere(mu.values >= settings.mu_threshold_per_cm)
-    if not len(matter):
+    matter = mu.values >= settings.mu_threshold_per_cm
+    if not matter.any():
         raise InputError(
             f"scatter needs matter in the mu-map (at least {settings.mu_threshold_per_cm:g} "
             f"/cm somewhere), but its largest value is {float(mu.values.max()):g} /cm; "
@@ -302,8 +302,11 @@ def coarse_body(image: Volume, mu: Volume, settings: ScatterSettings) -> CoarseB
         )
     size = settings.image_voxel_mm
     margin_mm = settings.body_margin_mm + 2 * size
-    low = mu.grid.point_mm(matter.min(axis=0) - 0.5) - margin_mm
-    high = mu.grid.point_mm(matter.max(axis=0) + 0.5) + margin_mm
+    span = np.array(
+        [np.flatnonzero(matter.any(axis=k))[[0, -1]] for k in ((1, 2), (0, 2), (0, 1))]
+    )
+    low = mu.grid.point_mm(span[:, 0] - 0.5) - margin_mm
+    high = mu.grid.point_mm(span[:, 1] + 0.5) + margin_mm
     nx, ny, nz = (int(n) for n in np.ceil((high - low) / size))
     x, y, z = (float(v) for v in low + size / 2)
     grid = Grid((nx, ny, nz), (size, size, size), (x, y, z))

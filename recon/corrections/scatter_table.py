@@ -18,6 +18,7 @@ from recon.corrections.multiple_scatter import multiple_scatter
 from recon.corrections.normalisation import stopping_length
 from recon.corrections.scatter_grid import (
     DEFAULT,
+    CoarseBody,
     ScatterSettings,
     coarse_body,
     lay_nodes,
@@ -147,6 +148,7 @@ def expected_scatter_table(
     image: Volume,
     mu: Volume,
     settings: ScatterSettings = DEFAULT,
+    body: CoarseBody | None = None,
     threads: int = 2,
     progress: Progress = SILENT,
 ) -> ScatterTable:
@@ -167,6 +169,8 @@ def expected_scatter_table(
         Attenuation at 511 keV, 1/cm, on any grid.
     settings
         Grids and thresholds; see :class:`ScatterSettings`.
+    body
+        What :func:`coarse_body` makes of image, mu-map and settings, if it is there already.
     threads
         Python threads; the bits do not depend on it.
     progress
@@ -189,7 +193,7 @@ def expected_scatter_table(
     """
     nodes = lay_nodes(scanner, settings)
     tof = lay_tof_samples(scanner.tof, settings.image_voxel_mm)
-    body = coarse_body(image, mu, settings)
+    body = body or coarse_body(image, mu, settings)
     voxel_mm = settings.image_voxel_mm
     point, mass = place_points(np.ascontiguousarray(body.field[..., 1]), settings)
     node = body.grid.voxel_index(nodes.position_mm)

@@ -27,7 +27,7 @@ RAS_FROM_SCANNER.setflags(write=False)
 MAX_TILT = 1e-3  # rad; one voxel over 1000: no oblique scan is straighter than this
 MAX_BYTES = 8 << 30  # an image that unpacks to more is refused, not tried
 
-_COMPRESSION = 6
+_COMPRESSION = 1  # noise packs no better at 6, and 6 takes longer
 _Image: Any = nib.Nifti1Image  # nibabel has types in part only
 
 

@@ -28,7 +28,7 @@ from recon.settings import GridSettings, Settings
 
 Shift = tuple[float, tuple[float, float, float]]
 
-DEMO_COUNT_FRACTION = 0.03
+DEMO_COUNT_FRACTION = 0.025
 DEMO_SHIFT: Shift = (600.0, (0.0, 0.0, 14.0))  # a visibly doubled bladder needs 10 mm or more
 
 

@@ -137,8 +137,12 @@ def coefficient_of_variation(
         Mean (unit of the volume), standard deviation over mean, and number of voxels; ``None``
         if fewer than 30 voxels are left.
     """
-    distance_mm = ndimage.distance_transform_edt(region, sampling=volume.grid.voxel_mm)
-    values = volume.values[np.asarray(distance_mm) > margin_mm].astype(np.float64)
+    found = ndimage.find_objects(region.astype(np.uint8))
+    if not found:
+        return None
+    box = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in found[0])
+    distance_mm = ndimage.distance_transform_edt(region[box], sampling=volume.grid.voxel_mm)
+    values = volume.values[box][np.asarray(distance_mm) > margin_mm].astype(np.float64)
     if values.size < 30 or values.mean() <= 0.0:
         return None
     return float(values.mean()), float(values.std(ddof=1) / values.mean()), int(values.size)
