@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.stats import poisson, t
+from scipy.special import pdtr, stdtrit
 
 from listmode.errors import InputError
 from recon import _kernels_bootstrap as _kernels
@@ -139,13 +139,13 @@ def max_interval(observed: F64, maxima: F64, level: float = LEVEL) -> MaxInterva
             f"are {len(maxima)} and the level is {level:g}; 0.95 is usual"
         )
     se = maxima.std(axis=0, ddof=1)
-    reach = t.ppf(0.5 + level / 2.0, len(maxima) - 1) * se
+    reach = stdtrit(len(maxima) - 1, 0.5 + level / 2.0) * se
     return MaxInterval(se, np.maximum(observed - reach, 0.0), observed + reach)
 
 
 def poisson_limits() -> NDArray[np.uint64]:
     """Give the cumulative probabilities of Poisson's law of mean 1 in units of 2**-32."""
-    return np.round(poisson.cdf(np.arange(12), 1.0) * 2.0**32).astype(np.uint64)
+    return np.round(pdtr(np.arange(12), 1.0) * 2.0**32).astype(np.uint64)
 
 
 def count_lanes(n_replicates: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from listmode.motion.classify import ChangeClass, classify
 from listmode.motion.refine import refine_by_events, refine_by_windows
@@ -169,7 +169,7 @@ def false_alarm_probability(threshold: float, n_windows: int, n_margin: int) -> 
     this module's trend; it is 0.46 and 0.49 for the shorter two, so it errs on the safe side.
     """
     spread = 2.0 * math.log(max(n_windows / max(n_margin, 1) - 1.0, 1.5))
-    return float(0.62 * spread * threshold * chi2.sf(threshold, 3))
+    return float(0.62 * spread * threshold * chdtrc(3, threshold))
 
 
 def detection_threshold(

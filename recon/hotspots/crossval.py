@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from listmode.errors import InputError
@@ -122,8 +121,12 @@ def deal_folds(
             "use fewer folds or more data"
         )
     if by_patient:
+        from sklearn.model_selection import StratifiedGroupKFold
+
         grouped = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
         return list(grouped.split(np.zeros(len(y)), y, patient))
+    from sklearn.model_selection import StratifiedKFold
+
     plain = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     return list(plain.split(np.zeros(len(y)), y))
 

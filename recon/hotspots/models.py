@@ -11,9 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from scipy.special import expit
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.tree import DecisionTreeClassifier
 
 from listmode.errors import InputError
 from recon.hotspots import _kernels
@@ -297,6 +294,9 @@ def fit(
 def _fit_forest(
     x: F64, truth: NDArray[np.bool_], params: Mapping[str, Any], seed: int
 ) -> dict[str, NDArray[Any]]:
+    # here, because every command would wait seconds for it
+    from sklearn.ensemble import RandomForestClassifier
+
     forest = RandomForestClassifier(
         n_estimators=params["n_trees"], min_samples_leaf=params["min_leaf"], random_state=seed
     )
@@ -307,6 +307,8 @@ def _fit_forest(
 def _fit_tree(
     x: F64, truth: NDArray[np.bool_], params: Mapping[str, Any], seed: int
 ) -> dict[str, NDArray[Any]]:
+    from sklearn.tree import DecisionTreeClassifier
+
     tree = DecisionTreeClassifier(min_samples_leaf=params["min_leaf"], random_state=seed)
     tree.fit(x, truth)
     return _join_trees([tree.tree_])
@@ -350,6 +352,8 @@ def _fit_logistic(
     x: F64, truth: NDArray[np.bool_], params: Mapping[str, Any], seed: int
 ) -> dict[str, NDArray[Any]]:
     del seed
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=params["c"], max_iter=1000)
     model.fit(x, truth)
     return {"weight": model.coef_[0], "offset": model.intercept_}

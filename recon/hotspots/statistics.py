@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from listmode.errors import InputError
 
@@ -41,7 +41,9 @@ def auc(y: ArrayLike, p: ArrayLike) -> float:
     0.875
     """
     truth, score = _checked(y, p)
-    rank = stats.rankdata(score)
+    from scipy.stats import rankdata  # here, because every command would wait for it
+
+    rank = rankdata(score)
     n1 = int(truth.sum())
     n0 = truth.size - n1
     return float((rank[truth].sum() - n1 * (n1 + 1) / 2.0) / (n1 * n0))
@@ -189,7 +191,7 @@ def nadeau_bengio(gains: ArrayLike, n_train: float, n_test: float) -> tuple[floa
     if not variance > 0.0:
         return (0.0, 1.0) if d.mean() == 0.0 else (float(np.copysign(np.inf, d.mean())), 0.0)
     t = float(d.mean() / np.sqrt(variance))
-    return t, float(2.0 * stats.t.sf(abs(t), d.size - 1))
+    return t, float(2.0 * special.stdtr(d.size - 1, -abs(t)))
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ def reliability(
     truth, probability = _checked(y, p)
     _, owner = np.unique(np.asarray(patient), return_inverse=True)
     n_bins = min(n_bins, truth.size)
-    rank = stats.rankdata(probability, method="ordinal") - 1
+    rank = np.argsort(np.argsort(probability, kind="stable"), kind="stable")
     bin_ = (rank * n_bins // truth.size).astype(np.int64)
     n = np.bincount(bin_, minlength=n_bins).astype(np.float64)
     rng = np.random.default_rng(seed)
