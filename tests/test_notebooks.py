@@ -40,7 +40,12 @@ def test_a_notebook_defines_no_function_and_uses_no_private_name(path: Path) -> 
                 assert not any(name.startswith("_") for name in names)
 
 
-SMALL = {"STILLPET_COUNT_FRACTION": "0.01", "STILLPET_VOXEL_MM": "8.0"}  # a minute, not ten
+SMALL = {  # a minute, not ten
+    "STILLPET_COUNT_FRACTION": "0.005",
+    "STILLPET_VOXEL_MM": "8.0",
+    "STILLPET_SENSITIVITY_PAIRS": "2_000_000",
+    "STILLPET_SCATTER_POINTS": "200",
+}
 RUNS: dict[str, tuple[dict[str, str], tuple[str, ...], int]] = {
     "01_still_frames": (SMALL, ("The patient moved by", "mainly towards the head"), 3),
     "02_reconstruction": ({}, ("same bits: True", "95 % interval"), 5),
