@@ -5,13 +5,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test check tests test-kernels notebooks bench clean
+# The files whose tests are of kernels: collecting all files would take longer than these tests.
+KERNEL_TESTS = $(shell grep -rl 'mark\.kernel' tests)
+
+.PHONY: demo test check types tests kernels-plain kernels-checked notebooks bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stillpet demo -o $(OUT)
 
 test: $(VENV)/.installed-dev
-	$(MAKE) check tests test-kernels
+	$(MAKE) check
+	$(MAKE) --jobs=2 types kernels-plain kernels-checked
+	$(MAKE) tests
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +31,8 @@ $(VENV)/.installed-dev: pyproject.toml
 check:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types:
 	$(BIN)/mypy
 
 tests:
@@ -33,9 +40,11 @@ tests:
 
 # The compiled kernels hide index slips: run their tests as plain Python, then compiled with
 # bounds checks, in a cache of their own (the cache does not remember that flag).
-test-kernels:
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q -m "kernel and not slow"
-	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba-boundscheck $(BIN)/pytest -q -m "kernel"
+kernels-plain:
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q -m "kernel and not slow" $(KERNEL_TESTS)
+
+kernels-checked:
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba-boundscheck $(BIN)/pytest -q -m kernel $(KERNEL_TESTS)
 
 notebooks:
 	$(BIN)/pytest -q -m notebook

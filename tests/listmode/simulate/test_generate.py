@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_bits_at_any_number_of_threads(
 def test_the_scanner_accepts_every_event_and_labels_count_them() -> None:
     listmode, truth = simulate_in_memory(
         scanner=load_scanner("quadra", "HS"), phantom=pregnant_phantom(), dose=LOW_DOSE_FDG,
-        seed=6, count_fraction=0.02, duration_s=20.0,
+        seed=6, count_fraction=0.02, duration_s=20.0, scatter="direct",
     )  # fmt: skip
     for batch in (listmode.prompts, listmode.delayeds):
         assert listmode.scanner.accepts(batch.crystal_a, batch.crystal_b).all()
@@ -154,7 +154,7 @@ def test_the_count_fraction_thins_every_kind_of_event(quadra: Scanner) -> None:
     scans = [
         simulate_in_memory(
             scanner=quadra, phantom=pregnant_phantom(), dose=LOW_DOSE_FDG, seed=9,
-            count_fraction=fraction, duration_s=20.0,
+            count_fraction=fraction, duration_s=20.0, scatter="direct",
         )[1]
         for fraction in (0.02, 0.08)
     ]  # fmt: skip
@@ -168,7 +168,7 @@ def test_delayeds_are_drawn_like_randoms(quadra: Scanner) -> None:
     """Seed 10; counts within 5 sigma, ring and TOF histograms by chi-squared below 1e-6."""
     listmode, truth = simulate_in_memory(
         scanner=quadra, phantom=pregnant_phantom(), dose=LOW_DOSE_FDG, seed=10,
-        count_fraction=0.1, duration_s=30.0,
+        count_fraction=0.1, duration_s=30.0, scatter="off",
     )  # fmt: skip
     assert listmode.truth is not None
     n, late = truth.n_randoms, truth.n_delayeds
@@ -275,7 +275,7 @@ def test_a_box_of_emission_gives_the_events_of_that_box(quadra: Scanner) -> None
     def count(low_mm: float, high_mm: float) -> int:
         return simulate_in_memory(
             scanner=quadra, phantom=phantom, dose=dose, seed=15, with_randoms=False,
-            emission_box_mm=((-100, 100), (-100, 100), (low_mm, high_mm)),
+            scatter="off", emission_box_mm=((-100, 100), (-100, 100), (low_mm, high_mm)),
         )[1].n_trues  # fmt: skip
 
     parts, whole = [count(-100, 10), count(10, 100)], count(-200, 200)
