@@ -16,14 +16,14 @@ from recon.osem import OsemSettings
 from recon.projector import RayModel, TaskPlan, run_in_threads
 
 # What each stage costs, in rays: the time that one ray of :func:`measure_rays_per_s` takes on
-# all threads together. Measured on the Quadra, 3.3 mm voxels, two threads, 2e7 events
-# (benchmarks/full_scan_study.py).
+# all threads together. Quadra, 3.3 mm voxels, two threads, each stage of 1.3e7 events timed by
+# itself; scatter from benchmarks/full_scan_study.py, which holds the sum against a whole scan.
 RAYS_PER_EVENT_AND_UPDATE = 0.8
-RAYS_PER_EVENT_SORTED = 1.0
-RAYS_PER_EVENT_WITH_ADDITIVE = 2.0
-RAYS_PER_VOXEL_AND_UPDATE = 0.05
-RAYS_PER_SENSITIVITY_PAIR = 2.1
-RAYS_OF_SENSITIVITY = 5e6  # its guide near surfaces
+RAYS_PER_EVENT_SORTED = 0.5
+RAYS_PER_EVENT_WITH_ADDITIVE = 1.4
+RAYS_PER_VOXEL_AND_UPDATE = 0.09
+RAYS_PER_SENSITIVITY_PAIR = 1.9
+RAYS_OF_SENSITIVITY = 1.5e7  # its guide near surfaces
 RAYS_OF_SCATTER = 7.7e7
 USUAL_RAYS_PER_S = 1e7  # where nothing can be measured
 OWN_BYTES = 620 << 20  # interpreter, libraries, detector, batches in flight
