@@ -28,12 +28,10 @@ from recon.events_store import EventsStore, store_events
 from recon.image import Grid, Volume
 from recon.motion import Poses, move_rays, move_scanner
 from recon.osem import Algorithm, OsemSettings, Problem, osem, run
-from recon.projector import RayModel, TaskPlan, project, run_in_threads
+from recon.projector import RayModel, TaskPlan, project, run_in_parts
 from recon.sensitivity import MU_MM, Sensitivity, average_sensitivity, coarsen
 
 F32 = NDArray[np.float32]
-
-EVENTS_PER_PART = 1 << 17  # of the additive term: some tens of ms of work
 
 
 def calibration_s(
@@ -90,15 +88,14 @@ class AdditiveTerm:
         """Give ``c_e``. Shape (n_events,), float32, Bq/mL mm."""
         term = np.empty(len(batch), np.float32)
 
-        def work(first: int) -> None:
-            events = slice(first, first + EVENTS_PER_PART)
+        def work(events: slice) -> None:
             term[events] = self._of_part(
                 EventBatch(
                     batch.crystal_a[events], batch.crystal_b[events], batch.tof_bin[events]
                 )
             )
 
-        run_in_threads(work, range(0, len(batch), EVENTS_PER_PART), self.threads)
+        run_in_parts(work, len(batch), self.threads)
         return term
 
     def _of_part(self, batch: EventBatch) -> F32:

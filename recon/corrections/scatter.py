@@ -23,13 +23,9 @@ from recon.corrections.scatter_grid import (
     ScatterSettings,
     coarse_body,
 )
-from recon.corrections.scatter_table import (
-    EVENTS_PER_PART,
-    ScatterTable,
-    expected_scatter_table,
-)
+from recon.corrections.scatter_table import ScatterTable, expected_scatter_table
 from recon.image import Volume
-from recon.projector import run_in_threads
+from recon.projector import run_in_parts
 
 __all__ = ["ScatterModel", "ScatterSettings", "estimate_scatter", "expected_scatter_table"]
 
@@ -239,13 +235,12 @@ def _unscaled(
     """Give single scatter in each event's LOR and TOF bin, counts per second of ``D``."""
     counts = table.evaluate(batch, threads=threads)
 
-    def part(first: int) -> None:
-        some = slice(first, first + EVENTS_PER_PART)
+    def part(some: slice) -> None:
         counts[some] *= pair_efficiency(
             table.scanner, batch.crystal_a[some], batch.crystal_b[some], crystal_efficiency
         )
 
-    run_in_threads(part, range(0, len(batch), EVENTS_PER_PART), threads)
+    run_in_parts(part, len(batch), threads)
     return counts
 
 
@@ -262,13 +257,12 @@ def _misses_body(
     ends = (body.grid.voxel_index(scanner.crystal_position_mm)).astype(np.float32)
     mask = body.body.astype(np.uint8)
 
-    def work(first: int) -> None:
-        some = slice(first, first + EVENTS_PER_PART)
+    def work(some: slice) -> None:
         _kernels.miss_mask(
             ends, batch.crystal_a[some], batch.crystal_b[some], mask, missed[some]
         )
 
-    run_in_threads(work, range(0, len(batch), EVENTS_PER_PART), threads)
+    run_in_parts(work, len(batch), threads)
     return missed.astype(bool)
 
 

@@ -26,7 +26,7 @@ from recon.corrections.scatter_grid import (
     place_points,
 )
 from recon.image import Volume
-from recon.projector import run_in_threads
+from recon.projector import run_in_parts
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -35,7 +35,6 @@ I32 = NDArray[np.int32]
 MIN_ACCEPTANCE = 5e-3  # of an unscattered photon's: larger scattering angles are left out
 MULTIPLE_EXPONENT = 1.5  # of mean free paths; fitted with multiple_share, see docs/scatter.md
 LEAST_SHARE = 1e-9  # of the hottest coarse voxel's activity times its size: stands for none
-EVENTS_PER_PART = 1 << 17  # of a look-up: some ten ms of work
 CHUNK = 32  # scatter points at a time: what their rays hold stays in the cache
 
 
@@ -96,8 +95,7 @@ class ScatterTable:
         """
         out = np.empty(len(batch), np.float32)
 
-        def part(first: int) -> None:
-            some = slice(first, first + EVENTS_PER_PART)
+        def part(some: slice) -> None:
             _kernels.interpolate(
                 batch.crystal_a[some],
                 batch.crystal_b[some],
@@ -112,7 +110,7 @@ class ScatterTable:
                 out[some],
             )
 
-        run_in_threads(part, range(0, len(batch), EVENTS_PER_PART), threads)
+        run_in_parts(part, len(batch), threads)
         return out
 
 
