@@ -43,12 +43,12 @@ def test_a_notebook_defines_no_function_and_uses_no_private_name(path: Path) -> 
 SMALL = {  # a minute, not ten
     "STILLPET_COUNT_FRACTION": "0.005",
     "STILLPET_VOXEL_MM": "8.0",
-    "STILLPET_SENSITIVITY_PAIRS": "2_000_000",
-    "STILLPET_SCATTER_POINTS": "200",
+    "STILLPET_SENSITIVITY_PAIRS": "1_000_000",
+    "STILLPET_SCATTER_POINTS": "120",
 }
 RUNS: dict[str, tuple[dict[str, str], tuple[str, ...], int]] = {
     "01_still_frames": (SMALL, ("The patient moved by", "mainly towards the head"), 3),
-    "02_reconstruction": ({}, ("same bits: True", "95 % interval"), 5),
+    "02_reconstruction": ({"STILLPET_REPLICATES": "8"}, ("same bits: True", "95 % interval"), 5),
     "03_motion": (SMALL, ("whole-body shift", "motion-corrected", "registration"), 2),
     "04_hotspots_and_context": (
         {},

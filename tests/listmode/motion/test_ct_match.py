@@ -19,10 +19,11 @@ from listmode.motion.ct_match import (
 )
 from listmode.motion.select import select_windows
 from listmode.scanner import Scanner
-from listmode.simulate.generate import simulate_in_memory
+from listmode.simulate.generate import gather
 from listmode.simulate.motion import PatientMotion
 from listmode.simulate.phantom import pregnant_phantom
 from listmode.simulate.protocols import LOW_DOSE_FDG
+from listmode.simulate.simulation import Simulation
 from listmode.source import Listmode
 from listmode.windows import Windows
 from tests.listmode.motion.synthetic import MadeUpScan, make_listmode
@@ -44,7 +45,7 @@ def mu_map() -> tuple[F64, Axes]:
 @pytest.fixture(scope="module")
 def shifted_scan(quadra: Scanner) -> Listmode:
     """Two minutes at a twentieth of the low-dose counts, with photon transport."""
-    listmode, _ = simulate_in_memory(
+    simulation = Simulation(
         scanner=quadra,
         phantom=pregnant_phantom(filling_ml_min=0.0),
         dose=LOW_DOSE_FDG,
@@ -53,8 +54,9 @@ def shifted_scan(quadra: Scanner) -> Listmode:
         count_fraction=0.05,
         duration_s=120.0,
         threads=1,
+        table_events=60_000,
     )
-    return listmode
+    return gather(simulation)[0]
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_the_count_fraction_thins_every_kind_of_event(quadra: Scanner) -> None:
     scans = [
         simulate_in_memory(
             scanner=quadra, phantom=pregnant_phantom(), dose=LOW_DOSE_FDG, seed=9,
-            count_fraction=fraction, duration_s=20.0, scatter="direct",
+            count_fraction=fraction, duration_s=10.0, scatter="direct",
         )[1]
         for fraction in (0.02, 0.08)
     ]  # fmt: skip
@@ -250,7 +250,7 @@ def test_the_table_of_scatter_keeps_rate_place_and_time_of_direct_scatter(
     for scatter in ("table", "direct"):
         listmode, truth = simulate_in_memory(
             scanner=quadra, phantom=pregnant_phantom(), dose=LOW_DOSE_FDG, seed=14,
-            count_fraction=0.1, duration_s=10.0, with_randoms=False,
+            count_fraction=0.05, duration_s=10.0, with_randoms=False,
             scatter=scatter,
         )  # fmt: skip
         assert listmode.truth is not None
