@@ -48,7 +48,11 @@ SMALL = {  # a minute, not ten
 }
 RUNS: dict[str, tuple[dict[str, str], tuple[str, ...], int]] = {
     "01_still_frames": (SMALL, ("The patient moved by", "mainly towards the head"), 3),
-    "02_reconstruction": ({"STILLPET_REPLICATES": "8"}, ("same bits: True", "95 % interval"), 5),
+    "02_reconstruction": (
+        {"STILLPET_REPLICATES": "8"},
+        ("same bits: True", "95 % interval"),
+        5,
+    ),
     "03_motion": (SMALL, ("whole-body shift", "motion-corrected", "registration"), 2),
     "04_hotspots_and_context": (
         {},
