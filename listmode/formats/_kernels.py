@@ -12,6 +12,7 @@ U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 U32 = NDArray[np.uint32]
 U64 = NDArray[np.uint64]
+B8 = NDArray[np.bool_]
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -27,6 +28,13 @@ _TOO_LONG = -1
 _PAST_END = -2
 _ONE = np.uint64(1)
 _MAX_EVENT_BYTES = np.uint64(30)  # three varints of ten bytes
+
+# A division by a constant is a multiplication; by a variable it took most of the time.
+_SINOGRAM_BINS = np.uint64(344 * 252)  # of a plane of the mMR
+_EVENT_ADDRESS = np.uint64(0x3FFFFFFF)
+_LOW_HALF = np.uint32(0xFFFF)
+_HALF = np.uint32(16)
+NO_CRYSTAL = np.uint32(0xFFFFFFFF)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -421,7 +429,7 @@ def survey_siemens(words: U32, max_jump_ms: int, found: I64) -> None:
 
 @njit(cache=True, nogil=True)
 def index_siemens(
-    words: U32, max_jump_ms: int, start_ms: int, pair_0: I32, ring_0: I32,
+    words: U32, max_jump_ms: int, start_ms: int, is_pair: B8, n_planes: int,
     word_at: I64, prompts: I64, delayeds: I64, rejected: I64,
 ) -> None:  # fmt: skip
     """Note where each tick begins and count its events that name two crystals.
@@ -430,29 +438,28 @@ def index_siemens(
     ----------
     words, max_jump_ms, start_ms
         The stream, the longest believable step of its clock, and its first tick.
-    pair_0
-        Crystal around the ring of each transaxial address; -1 if a slot of the pair is empty.
-    ring_0
-        Ring of each plane; its length is the number of planes.
+    is_pair
+        Whether both slots of each transaxial address hold crystals. Shape (252 * 344,).
+    n_planes
+        Planes of the sinogram.
     word_at, prompts, delayeds
         Out: the first word of each tick, and its events counted up (offsets). Shape
         (n_ticks + 1,).
     rejected
         Out: events with an empty slot, and with an address outside the sinogram. Shape (2,).
     """
-    n_bins = pair_0.size
-    n_planes = ring_0.size
+    end = np.uint64(n_planes)
     tick: Any = -1
     for i in range(words.size):
         word = np.int64(words[i])
         if word < 0x80000000:
             if tick < 0:
                 continue
-            address = word & 0x3FFFFFFF
-            plane = address // n_bins
-            if plane >= n_planes:
+            address = np.uint64(word) & _EVENT_ADDRESS
+            plane = address // _SINOGRAM_BINS
+            if plane >= end:
                 rejected[1] += 1
-            elif pair_0[address - plane * n_bins] < 0:
+            elif not is_pair[address - plane * _SINOGRAM_BINS]:
                 rejected[0] += 1
             elif word & 0x40000000:
                 prompts[tick + 1] += 1
@@ -472,12 +479,16 @@ def index_siemens(
 
 @njit(cache=True, nogil=True)
 def decode_siemens(
-    words: U32, first_word: int, skip: int, is_prompt: bool, pair_0: I32, pair_1: I32,
-    ring_0: I32, ring_1: I32, n_around: int, crystal_a: U32, crystal_b: U32,
+    words: U32, first_word: int, skip: int, is_prompt: bool, pair: U32, plane_start: U32,
+    crystal_a: U32, crystal_b: U32,
 ) -> None:  # fmt: skip
-    """Decode events of one stream into crystal columns, leaving out the first ``skip``."""
-    n_bins = pair_0.size
-    n_planes = ring_0.size
+    """Decode events of one stream into crystal columns, leaving out the first ``skip``.
+
+    ``pair`` holds the two crystals around the ring of each transaxial address, the first one in
+    the lower 16 bits, or ``NO_CRYSTAL``; ``plane_start`` likewise the first crystals of the two
+    rings of each plane. Two numbers in one keep the table in the second-level cache.
+    """
+    end = np.uint64(plane_start.size)
     n = crystal_a.size
     wanted = 0x40000000 if is_prompt else 0
     k = -skip
@@ -485,18 +496,19 @@ def decode_siemens(
         word = np.int64(words[i])
         if word >= 0x80000000 or (word & 0x40000000) != wanted:
             continue
-        address = word & 0x3FFFFFFF
-        plane = address // n_bins
-        if plane >= n_planes:
+        address = np.uint64(word) & _EVENT_ADDRESS
+        plane = address // _SINOGRAM_BINS
+        if plane >= end:
             continue
-        pair = address - plane * n_bins
-        if pair_0[pair] < 0:
+        both = pair[address - plane * _SINOGRAM_BINS]
+        if both == NO_CRYSTAL:
             continue
         if k >= n:
             return
         if k >= 0:
-            crystal_0 = ring_0[plane] * n_around + pair_0[pair]
-            crystal_1 = ring_1[plane] * n_around + pair_1[pair]
+            start = plane_start[plane]
+            crystal_0 = (start & _LOW_HALF) + (both & _LOW_HALF)
+            crystal_1 = (start >> _HALF) + (both >> _HALF)
             crystal_a[k] = min(crystal_0, crystal_1)
             crystal_b[k] = max(crystal_0, crystal_1)
         k += 1

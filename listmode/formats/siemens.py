@@ -91,6 +91,16 @@ def plane_rings() -> tuple[I32, I32]:
     return _frozen(np.array(ring_0)), _frozen(np.array(ring_1))
 
 
+@cache
+def _tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Give the crystals of transaxial addresses and the first ones of planes, two in one."""
+    n_around = N_SLOTS // SLOTS_PER_BLOCK * (SLOTS_PER_BLOCK - 1)
+    pair = [crystal.astype(np.uint32) for crystal in transaxial_pairs()]  # -1: all bits set
+    start = [ring.astype(np.uint32) * np.uint32(n_around) for ring in plane_rings()]
+    both, starts = (low & 0xFFFF | high << 16 for low, high in (pair, start))
+    return both, starts
+
+
 class SiemensListmode(MappedListmode):
     """A Siemens mMR listmode file, open for reading.
 
@@ -127,7 +137,7 @@ class SiemensListmode(MappedListmode):
         self.clock_zero = "time tag 0 of the listmode stream"
         start = _count(keys, "data offset in bytes") // 4
         self._words: NDArray[np.uint32] = map_file(self._path, "<u4")[start:]
-        self._pairs, self._rings = transaxial_pairs(), plane_rings()
+        self._pair, self._plane_start = _tables()
         found = np.zeros(9, np.int64)
         _kernels.survey_siemens(self._words, _MAX_JUMP_MS, found)
         if found[5] < 0:
@@ -156,8 +166,8 @@ class SiemensListmode(MappedListmode):
         prompts, delayeds = np.zeros(n_ticks + 1, np.int64), np.zeros(n_ticks + 1, np.int64)
         rejected = np.zeros(2, np.int64)
         _kernels.index_siemens(
-            self._words, _MAX_JUMP_MS, self.start_ms, self._pairs[0], self._rings[0],
-            self._word_at, prompts, delayeds, rejected,
+            self._words, _MAX_JUMP_MS, self.start_ms, self._pair != _kernels.NO_CRYSTAL,
+            self._plane_start.size, self._word_at, prompts, delayeds, rejected,
         )  # fmt: skip
         for offset in (prompts, delayeds):
             offset.setflags(write=False)
@@ -178,10 +188,11 @@ class SiemensListmode(MappedListmode):
             defects.append(f"{rejected[1]} events lie outside the sinogram: left out")
         table = [int(n) for n in re.findall(r"\d{1,18}", keys.get("segment table", ""))]
         plane = int(found[8]) // (N_TANGENTIAL * N_VIEWS)
+        n_planes = self._plane_start.size
         if table and plane >= sum(table):
             defects.append(
                 f"the header's segment table ({len(table)} segments, {sum(table)} planes) is "
-                f"not that of the events: they name plane {plane} of the {len(self._rings[0])} "
+                f"not that of the events: they name plane {plane} of the {n_planes} "
                 "of a span-1 sinogram with ring differences up to 60"
             )
         extra = self._path.stat().st_size % 4
@@ -206,8 +217,7 @@ class SiemensListmode(MappedListmode):
             tick = int(np.searchsorted(offset, start_event, side="right")) - 1
             _kernels.decode_siemens(
                 self._words, int(self._word_at[tick]), start_event - int(offset[tick]),
-                stream == "prompts", *self._pairs, *self._rings,
-                N_SLOTS // SLOTS_PER_BLOCK * (SLOTS_PER_BLOCK - 1), a, b,
+                stream == "prompts", self._pair, self._plane_start, a, b,
             )  # fmt: skip
         return EventBatch(a, b, np.zeros(n, np.int16))
 

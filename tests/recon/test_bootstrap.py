@@ -26,11 +26,12 @@ from recon.bootstrap import (
     max_interval,
     poisson_limits,
 )
+from recon.events_store import store_events
 from recon.image import Grid
 from recon.osem import OsemSettings
-from recon.projector import back, forward
+from recon.projector import RayModel, TaskPlan, back, forward
 from recon.reconstruct import prepare
-from tests.recon.test_osem import _cut, _small_case
+from tests.recon.test_osem import _cut, _small_case, _small_scan
 
 SETTINGS = OsemSettings(n_iterations=2, n_subsets=2, psf_fwhm_mm=6.0)
 
@@ -71,10 +72,10 @@ def test_draws_of_replicates_events_and_seeds_are_unrelated() -> None:
 @pytest.mark.kernel
 @pytest.mark.filterwarnings("ignore:overflow encountered in scalar")  # the hash wraps
 def test_an_update_of_lanes_is_that_of_each_replicate_alone() -> None:
-    listmode, grid, sensitivity = _small_case()
-    with prepare(listmode, listmode.extent, grid=grid, sensitivity=sensitivity) as problem:
-        store, rays = problem.store, problem.store.plan.rays
-        n = min(store.crystal_a.size, 12)  # as plain Python, a second an event
+    listmode, grid = _small_scan()
+    rays = RayModel.make(grid, listmode.scanner, tof=True)
+    with store_events(listmode, listmode.extent, TaskPlan(rays)) as store:
+        n = min(store.crystal_a.size, 60)
         rng = np.random.default_rng(2)
         images = rng.random((2 * LANES, *grid.shape)).astype(np.float32)
         padded = np.zeros((2, rays.zeros().size, LANES), np.float32)

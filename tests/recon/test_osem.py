@@ -87,13 +87,17 @@ def test_a_uniform_cylinder_has_its_activity_whatever_the_windows(
     assert inner.mean() == pytest.approx(_activity(count_fraction), rel=0.02)
 
 
-def _small_case(tof: TofModel = TOF, seed: int = 3) -> tuple[MemoryListmode, Grid, Sensitivity]:
+def _small_scan(tof: TofModel = TOF, seed: int = 3) -> tuple[MemoryListmode, Grid]:
     scanner = small_scanner(tof=tof)
     events = some_events(scanner, 12_000, seed)
     offset = np.linspace(0, len(events), 101).astype(np.int64)
     listmode = MemoryListmode(scanner, ScanProtocol(), events, offset, start_ms=50)
-    grid = Grid.centred((21, 23, 25), 7.0)
-    return listmode, grid, compute_sensitivity(scanner, grid, n_pairs=200_000)
+    return listmode, Grid.centred((21, 23, 25), 7.0)
+
+
+def _small_case(tof: TofModel = TOF, seed: int = 3) -> tuple[MemoryListmode, Grid, Sensitivity]:
+    listmode, grid = _small_scan(tof, seed)
+    return listmode, grid, compute_sensitivity(listmode.scanner, grid, n_pairs=200_000)
 
 
 @pytest.mark.parametrize("use_tof", [True, False])
