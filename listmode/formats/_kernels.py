@@ -363,6 +363,25 @@ def decode_yardl(
         pair_tof = n_tof[runs[r, 2]]
         same_type = type_0 == type_1
         p = np.uint64(runs[r, 3])
+        if runs[r, 4] == runs[r, 5] and k >= 0 and energy_0 == 1 and energy_1 == 1 and has_tof:
+            # Most runs: nothing in an event is to be left out.
+            m = min(runs[r, 4], n - k)
+            for i in range(k, k + m):
+                bin_0, p = _fast_varint(data, p)
+                bin_1, p = _fast_varint(data, p)
+                tof, p = _fast_varint(data, p)
+                crystal_0 = base_0 + bin_0
+                crystal_1 = base_1 + bin_1
+                if crystal_0 < crystal_1:
+                    crystal_a[i] = crystal_0
+                    crystal_b[i] = crystal_1
+                    tof_bin[i] = tof
+                else:
+                    crystal_a[i] = crystal_1
+                    crystal_b[i] = crystal_0
+                    tof_bin[i] = pair_tof - 1 - tof
+            k += m
+            continue
         for _ in range(runs[r, 4]):
             bin_0, p = _fast_varint(data, p)
             bin_1, p = _fast_varint(data, p)
