@@ -45,6 +45,7 @@ SMALL = {  # a minute, not ten
     "STILLPET_VOXEL_MM": "8.0",
     "STILLPET_SENSITIVITY_PAIRS": "1_000_000",
     "STILLPET_SCATTER_POINTS": "120",
+    "STILLPET_TABLE_EVENTS": "60_000",
 }
 RUNS: dict[str, tuple[dict[str, str], tuple[str, ...], int]] = {
     "01_still_frames": (SMALL, ("The patient moved by", "mainly towards the head"), 3),

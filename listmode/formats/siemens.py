@@ -97,7 +97,8 @@ def _tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     n_around = N_SLOTS // SLOTS_PER_BLOCK * (SLOTS_PER_BLOCK - 1)
     pair = [crystal.astype(np.uint32) for crystal in transaxial_pairs()]  # -1: all bits set
     start = [ring.astype(np.uint32) * np.uint32(n_around) for ring in plane_rings()]
-    both, starts = (low & 0xFFFF | high << 16 for low, high in (pair, start))
+    half, all_bits = np.uint32(16), np.uint32(0xFFFF)
+    both, starts = ((low & all_bits) | (high << half) for low, high in (pair, start))
     return both, starts
 
 

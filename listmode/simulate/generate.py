@@ -17,7 +17,7 @@ from listmode.scanner import Scanner
 from listmode.simulate.motion import STILL, PatientMotion
 from listmode.simulate.protocols import Dose
 from listmode.simulate.shapes import Phantom
-from listmode.simulate.simulation import Box, ScatterMode, Simulation, Slice
+from listmode.simulate.simulation import TABLE_EVENTS, Box, ScatterMode, Simulation, Slice
 from listmode.simulate.truth import RANDOM, SCATTER, TRUE, CountBudget, SimulationTruth
 
 
@@ -100,6 +100,7 @@ def simulate_scan(
     emission_box_mm: Box | None = None,
     duration_s: float | None = None,
     threads: int = 2,
+    table_events: int = TABLE_EVENTS,
     tell: Callable[[CountBudget], None] = lambda _budget: None,
     progress: Progress = SILENT,
 ) -> SimulationTruth:
@@ -111,7 +112,7 @@ def simulate_scan(
     """
     simulation = Simulation(
         scanner, phantom, dose, motion, seed, count_fraction, scatter, with_randoms,
-        emission_box_mm, duration_s, threads,
+        emission_box_mm, duration_s, threads, table_events,
     )  # fmt: skip
     tell(simulation.budget)
     counts = np.zeros(4, np.int64)

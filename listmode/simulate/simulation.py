@@ -54,6 +54,7 @@ Events = tuple[I32, I32, I32, I16]  # tick, crystal a, crystal b, TOF bin
 JITTER_MM, JITTER_PS = 10.0, 40.0  # far below the width of scatter, far above a crystal
 N_SINGLES_DECAYS, N_PILOT_DECAYS, N_PILOT_LINES = 1_600_000, 160_000, 400_000
 PILOT_KEY = 1 << 30  # beyond every slice's number
+TABLE_EVENTS = 250_000  # of scatter, in all tables of a scan
 STATE_MS = 600_000  # a table of scatter serves at most this long: 50 mL at 5 mL/min
 
 
@@ -123,7 +124,7 @@ class Simulation:
     emission_box_mm: Box | None = None
     duration_s: float | None = None
     threads: int = 2
-    table_events: int = 250_000
+    table_events: int = TABLE_EVENTS
 
     def __post_init__(self) -> None:
         protocol = self.dose.scan_protocol(self.phantom.weight_kg, self.count_fraction)

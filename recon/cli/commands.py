@@ -10,6 +10,7 @@ import typer
 
 from listmode.errors import InputError
 from listmode.formats import open_listmode
+from listmode.simulate.simulation import TABLE_EVENTS
 from listmode.source import Listmode
 from listmode.windows import Windows
 from recon.cli import console, files, text
@@ -389,6 +390,9 @@ def simulate(
                             "calibration.")
     ] = 1.0,
     scatter: Annotated[str, typer.Option(help="table, direct or off.")] = "table",
+    table_events: Annotated[
+        int, typer.Option(help="Photon pairs in the table of scatter; more take longer.", min=1)
+    ] = TABLE_EVENTS,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 1,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -404,7 +408,7 @@ def simulate(
             shifts=demonstration.parse_shifts(shift or []),
             breathing_mm=breathing_mm, filling_ml_min=filling_ml_min, bladder_suv=bladder_suv,
             bladder_ml=bladder_ml, duration_s=duration_s, count_fraction=count_fraction,
-            scatter=scatter, seed=seed,
+            scatter=scatter, table_events=table_events, seed=seed,
         )  # fmt: skip
         folder = make_folder(out)
         result = demonstration.simulate_to_folder(

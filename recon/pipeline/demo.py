@@ -16,7 +16,7 @@ from listmode.simulate.generate import simulate_scan
 from listmode.simulate.motion import PatientMotion
 from listmode.simulate.phantom import Phantom, cylinder_phantom, pregnant_phantom
 from listmode.simulate.protocols import Dose, load_dose
-from listmode.simulate.simulation import ScatterMode
+from listmode.simulate.simulation import TABLE_EVENTS, ScatterMode
 from listmode.simulate.truth import CountBudget, SimulationTruth
 from recon.image import Grid, Volume
 from recon.io.nifti import load_volume, save_volume
@@ -56,6 +56,8 @@ class SimulationPlan:
         Share of the counts that is kept.
     scatter
         ``"table"``, ``"direct"`` or ``"off"``.
+    table_events
+        Scattered events in the tables, at most.
     seed
         Seed of every random number.
     voxel_mm
@@ -73,6 +75,7 @@ class SimulationPlan:
     duration_s: float | None = None
     count_fraction: float = 1.0
     scatter: str = "table"
+    table_events: int = TABLE_EVENTS
     seed: int = 1
     voxel_mm: float = 3.3
 
@@ -243,7 +246,7 @@ def simulate_to_folder(
     truth = simulate_scan(
         path, scanner=scanner, phantom=phantom, dose=dose, motion=motion, seed=plan.seed,
         count_fraction=plan.count_fraction, scatter=scatter, threads=threads,
-        tell=tell, progress=progress,
+        table_events=plan.table_events, tell=tell, progress=progress,
     )  # fmt: skip
     grid = _truth_grid(scanner, plan.voxel_mm)
     activity, mu, labels = truth_images(truth.phantom, grid)
