@@ -29,7 +29,8 @@ from listmode.progress import Stage
 from listmode.source import Listmode
 from listmode.windows import Windows
 from recon.cost import measure_rays_per_s
-from recon.events_store import BYTES_PER_EVENT, MEMORY_BYTES
+from recon.events_order import BYTES_PER_EVENT
+from recon.events_store import MEMORY_BYTES
 from recon.io.nifti import load_volume, save_volume
 from recon.pipeline.demo import SimulationPlan, simulate_to_folder
 from recon.pipeline.images import choose_grid, estimate_run, reconstruct_scan

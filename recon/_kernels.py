@@ -194,6 +194,22 @@ def place_events(bucket, cursor, crystal_a, crystal_b, tof_bin, out_a, out_b, ou
             out_bin[j] = tof_bin[e]
 
 
+@njit(cache=True, nogil=True)
+def place_keyed_events(
+    bucket, cursor, crystal_a, crystal_b, tof_bin, key, out_a, out_b, out_bin, out_key
+):
+    """Copy events and keys behind the cursor of their bucket, in order; skip bucket -1."""
+    for e in range(bucket.size):
+        k = bucket[e]
+        if k >= 0:
+            j = cursor[k]
+            cursor[k] = j + 1
+            out_a[j] = crystal_a[e]
+            out_b[j] = crystal_b[e]
+            out_bin[j] = tof_bin[e]
+            out_key[j] = key[e]
+
+
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 def gather(image, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv):
     """Sum the image along a walked ray, interpolating between four voxels a plane."""

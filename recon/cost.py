@@ -10,7 +10,8 @@ import numpy as np
 from listmode.events import EventBatch
 from listmode.scanner import Scanner
 from recon import _kernels
-from recon.events_store import BYTES_PER_EVENT, MEMORY_BYTES
+from recon.events_order import BYTES_PER_EVENT
+from recon.events_store import MEMORY_BYTES
 from recon.image import Grid
 from recon.osem import OsemSettings
 from recon.projector import RayModel, TaskPlan, run_in_threads

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +15,13 @@ from listmode.events import EventBatch
 from listmode.progress import SILENT, Progress
 from listmode.source import Listmode
 from listmode.windows import Windows
-from recon import _kernels
+from recon.events_order import ahead, count_keys, make_keys, order_events
 from recon.projector import TaskPlan, check_events
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-T = TypeVar("T")
-
 CHUNK = 1 << 21
-BYTES_PER_EVENT = 14
 MEMORY_BYTES = 300 << 20  # more events than fit here are spilled to a file
 
 
@@ -128,14 +123,15 @@ def store_events(
         The windows in order of time, each with the number of the patient's pose; crystal ``c``
         in pose ``p`` is stored as ``c + p n_crystals``, as the plan's rays number it.
     memory_bytes
-        Columns larger than this go to a temporary file.
+        Columns larger than this go to temporary files.
     chunk
         Events read at a time.
 
     Raises
     ------
     InputError
-        If a window reaches outside the scan or an event is not of the scanner.
+        If a window reaches outside the scan, an event is not of the scanner, or the disk is
+        full.
     """
     n_events = listmode.count(windows)
     n_keys = n_subsets * plan.n_buckets
@@ -144,19 +140,13 @@ def store_events(
     n_outside = 0
     with progress.stage("sorting events", 2 * n_events) as stage:
         for _, key in ahead(_keyed(listmode, parts, plan, n_subsets, threads, chunk)):
-            inside = key[key >= 0]
-            counts += np.bincount(inside, minlength=n_keys)
-            n_outside += key.size - inside.size
+            inside, n_missed = count_keys(key, n_keys)
+            counts += inside
+            n_outside += n_missed
             stage.advance(key.size)
         first = np.concatenate(([0], np.cumsum(counts)))
-        folder, columns = make_columns(int(first[-1]), memory_bytes)
-        cursor = first[:-1].copy()
         keyed = _keyed(listmode, parts, plan, n_subsets, threads, chunk)
-        for moved, key in ahead(keyed):
-            _kernels.place_events(
-                key, cursor, moved.crystal_a, moved.crystal_b, moved.tof_bin, *columns[:3]
-            )
-            stage.advance(key.size)
+        folder, columns = order_events(keyed, first, memory_bytes, stage.advance)
     add_term(columns, listmode.scanner.n_crystals, additive, progress=progress)
     edges = np.arange(n_subsets)[:, None] * plan.n_buckets + plan.task_buckets
     for column in columns:
@@ -230,19 +220,9 @@ def _keyed(
             check_events(listmode.scanner, batch)
             moved = _in_pose(batch, pose * listmode.scanner.n_crystals)
             bucket = plan.bucket(moved, threads)
-            subset = (number + np.arange(len(batch))) % n_subsets
-            key = np.where(bucket < 0, -1, subset * plan.n_buckets + bucket).astype(np.int32)
+            key = make_keys(bucket, number, n_subsets, plan.n_buckets)
             number += len(batch)
             yield moved, key
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """Make the next item in another thread while the caller works on this one."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, items, None)
-        while (item := waiting.result()) is not None:
-            waiting = pool.submit(next, items, None)
-            yield item
 
 
 def _in_pose(batch: EventBatch, offset: int) -> EventBatch:
@@ -251,17 +231,3 @@ def _in_pose(batch: EventBatch, offset: int) -> EventBatch:
         return batch
     crystal_a, crystal_b = (c + np.uint32(offset) for c in (batch.crystal_a, batch.crystal_b))
     return EventBatch(crystal_a, crystal_b, batch.tof_bin)
-
-
-def make_columns(
-    n: int, memory_bytes: int
-) -> tuple[tempfile.TemporaryDirectory[str] | None, Sequence[NDArray[Any]]]:
-    """Make room for n events, in memory or in a temporary folder."""
-    types = (np.uint32, np.uint32, np.int16, np.float32)
-    if n * BYTES_PER_EVENT <= memory_bytes:
-        return None, [np.empty(n, t) for t in types]
-    folder = tempfile.TemporaryDirectory(prefix="stillpet-", ignore_cleanup_errors=True)
-    return folder, [
-        np.memmap(Path(folder.name) / f"column{k}", t, "w+", shape=(n,)).view(np.ndarray)
-        for k, t in enumerate(types)
-    ]

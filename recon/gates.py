@@ -15,16 +15,9 @@ from listmode.events import EventBatch
 from listmode.progress import SILENT, Progress
 from listmode.source import Listmode
 from listmode.windows import Windows
-from recon import _kernels
 from recon.corrections.additive import AdditiveModel
-from recon.events_store import (
-    CHUNK,
-    MEMORY_BYTES,
-    AdditivePerEvent,
-    EventsStore,
-    add_term,
-    make_columns,
-)
+from recon.events_order import count_keys, make_keys, order_events
+from recon.events_store import CHUNK, MEMORY_BYTES, AdditivePerEvent, EventsStore, add_term
 from recon.image import Grid, Volume
 from recon.motion import Poses
 from recon.osem import Algorithm, OsemSettings, osem, run
@@ -142,11 +135,10 @@ class Sorting:
             for batch in self.listmode.events(Windows([start], [stop]), chunk=CHUNK):
                 check_events(self.listmode.scanner, batch)
                 bucket = self.plan.bucket(batch, self.threads)
-                subset = (number[gate] + np.arange(len(batch))) % self.n_subsets
-                row = gate * self.n_subsets + subset
+                key = make_keys(bucket, number[gate], self.n_subsets, self.plan.n_buckets)
+                key[key >= 0] += np.int32(gate * self.n_subsets * self.plan.n_buckets)
                 number[gate] += len(batch)
-                key = np.where(bucket < 0, -1, row * self.plan.n_buckets + bucket)
-                yield batch, gate, key.astype(np.int32)
+                yield batch, gate, key
 
     def store(
         self, terms: Sequence[AdditivePerEvent | None], progress: Progress = SILENT
@@ -158,19 +150,14 @@ class Sorting:
         total = sum(self.listmode.count(gate) for gate in self.gates)
         with progress.stage("sorting events", 2 * total) as stage:
             for _, gate, key in self.batches():
-                inside = key[key >= 0]
-                counts += np.bincount(inside, minlength=counts.size)
+                inside, n_missed = count_keys(key, counts.size)
+                counts += inside
                 n_events[gate] += key.size
-                n_outside[gate] += key.size - inside.size
+                n_outside[gate] += n_missed
                 stage.advance(key.size)
             first = np.concatenate(([0], np.cumsum(counts)))
-            folder, columns = make_columns(int(first[-1]), MEMORY_BYTES)
-            cursor = first[:-1].copy()
-            for batch, _, key in self.batches():
-                _kernels.place_events(
-                    key, cursor, batch.crystal_a, batch.crystal_b, batch.tof_bin, *columns[:3]
-                )
-                stage.advance(key.size)
+            keyed = ((batch, key) for batch, _, key in self.batches())
+            folder, columns = order_events(keyed, first, MEMORY_BYTES, stage.advance)
         n_crystals, per_gate = self.listmode.scanner.n_crystals, counts.size // len(self.gates)
         for gate, term in enumerate(terms):
             own = slice(first[gate * per_gate], first[(gate + 1) * per_gate])

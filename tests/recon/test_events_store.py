@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.memory import MemoryListmode
+from listmode.progress import Stage
 from listmode.scanner import TofModel
 from listmode.source import ScanProtocol
 from listmode.windows import Windows
@@ -21,6 +29,25 @@ from tests.oracles import small_scanner, some_events
 
 F32 = NDArray[np.float32]
 GRID = Grid.centred((40, 40, 40), 3.0)
+
+
+class Counting:
+    """A progress bar that adds up."""
+
+    def __init__(self) -> None:
+        self.total: dict[str, int] = {}
+        self.done: dict[str, int] = {}
+        self._name = ""
+
+    def advance(self, n: int) -> None:
+        self.done[self._name] += n
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str = "events") -> Iterator[Stage]:
+        del unit
+        self._name = name
+        self.total[name], self.done[name] = total, 0
+        yield self
 
 
 def _scan() -> MemoryListmode:
@@ -117,6 +144,44 @@ def test_events_that_do_not_fit_in_memory_go_to_a_file_that_is_removed() -> None
             for column, other in zip(_columns(kept), _columns(spilled), strict=True):
                 np.testing.assert_array_equal(column, other)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("memory_bytes", [56, 5000, 30_000])
+def test_groups_of_any_size_leave_the_order_as_it_is(memory_bytes: int) -> None:
+    """Few groups of many events, and groups of one bucket that is larger than wanted."""
+    scan = _scan()
+    bar = Counting()
+    with (
+        store_events(scan, scan.extent, _plan(scan), n_subsets=3, additive=_mark) as kept,
+        store_events(
+            scan, scan.extent, _plan(scan), n_subsets=3, additive=_mark, chunk=700,
+            memory_bytes=memory_bytes, progress=bar,
+        ) as spilled,
+    ):  # fmt: skip
+        assert spilled.folder is not None
+        for column, other in zip(_columns(kept), _columns(spilled), strict=True):
+            np.testing.assert_array_equal(column, other)
+    assert bar.done["sorting events"] == bar.total["sorting events"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, folders = _scan(), []
+
+    class Noted(tempfile.TemporaryDirectory[str]):
+        def __init__(self, **more: Any) -> None:
+            super().__init__(**more)
+            folders.append(Path(self.name))
+
+    class Full(io.FileIO):
+        def write(self, _: Any, /) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("recon.events_order.tempfile.TemporaryDirectory", Noted)
+    monkeypatch.setattr(Path, "open", lambda path, mode, **_: Full(path, mode))
+    with pytest.raises(InputError, match=r"must have room for 0\.0 GB of ordered events"):
+        store_events(scan, scan.extent, _plan(scan), memory_bytes=1000)
+    assert len(folders) == 1
+    assert not folders[0].exists()
 
 
 def test_no_event_in_the_image_leaves_an_empty_store() -> None:
