@@ -35,6 +35,7 @@ ORDER = {
         "corrections",
         "sensitivity",
         "psf",
+        "events_order",
         "events_store",
         "checkpoint",
         "osem",
@@ -138,7 +139,7 @@ def _opens_files(path: Path) -> list[int]:
 
 
 # Caches, spilled events and kept states are files nobody but their own module reads.
-OWN_SCRATCH = {"recon/sensitivity.py", "recon/events_store.py", "recon/checkpoint.py"}
+OWN_SCRATCH = {"recon/sensitivity.py", "recon/events_order.py", "recon/checkpoint.py"}
 
 
 @pytest.mark.parametrize("package", ["listmode", "recon"])
