@@ -55,7 +55,7 @@ def make_keys(bucket: I32, number: int, n_subsets: int, n_buckets: int) -> I32:
     Event ``number + k`` of a union belongs to subset ``(number + k) % n_subsets``.
     """
     subset = np.roll(np.arange(n_subsets, dtype=np.int32), -(number % n_subsets))
-    key = np.resize(subset, bucket.size)
+    key = np.tile(subset, -(-bucket.size // n_subsets))[: bucket.size]
     key *= np.int32(n_buckets)
     key += bucket
     key[bucket < 0] = -1
