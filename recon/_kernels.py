@@ -182,32 +182,14 @@ def bucket_events(
 
 
 @njit(cache=True, nogil=True)
-def place_events(bucket, cursor, crystal_a, crystal_b, tof_bin, out_a, out_b, out_bin):
-    """Copy events behind the cursor of their bucket, in their order; skip bucket -1."""
+def place_column(bucket, cursor, column, out):
+    """Copy a column of events behind the cursor of their bucket, in order; skip bucket -1."""
     for e in range(bucket.size):
         k = bucket[e]
         if k >= 0:
             j = cursor[k]
             cursor[k] = j + 1
-            out_a[j] = crystal_a[e]
-            out_b[j] = crystal_b[e]
-            out_bin[j] = tof_bin[e]
-
-
-@njit(cache=True, nogil=True)
-def place_keyed_events(
-    bucket, cursor, crystal_a, crystal_b, tof_bin, key, out_a, out_b, out_bin, out_key
-):
-    """Copy events and keys behind the cursor of their bucket, in order; skip bucket -1."""
-    for e in range(bucket.size):
-        k = bucket[e]
-        if k >= 0:
-            j = cursor[k]
-            cursor[k] = j + 1
-            out_a[j] = crystal_a[e]
-            out_b[j] = crystal_b[e]
-            out_bin[j] = tof_bin[e]
-            out_key[j] = key[e]
+            out[j] = column[e]
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)

@@ -105,11 +105,20 @@ def order_events(
     columns: Columns = [np.empty(n, t) for t in TYPES]
     cursor = first[:-1].copy()
     for batch, key in ahead(keyed):
-        _kernels.place_events(
-            key, cursor, batch.crystal_a, batch.crystal_b, batch.tof_bin, *columns[:3]
-        )
+        _place(key, cursor, (batch.crystal_a, batch.crystal_b, batch.tof_bin), columns[:3])
         advance(key.size)
     return None, columns
+
+
+def _place(
+    bucket: I32, cursor: I64, columns: Sequence[NDArray[Any]], out: Sequence[NDArray[Any]]
+) -> None:
+    """Copy columns behind the cursor of each event's bucket, which moves on."""
+    moved = cursor
+    for column, new in zip(columns, out, strict=True):
+        moved = cursor.copy()
+        _kernels.place_column(bucket, moved, column, new)
+    cursor[:] = moved
 
 
 def _order_in_files(
@@ -172,18 +181,17 @@ def _append_to_groups(
     """Write events and keys behind those of their group; give what is left to advance."""
     n_groups = len(edges) - 1
     group_of = np.repeat(np.arange(n_groups, dtype=np.int32), np.diff(edges))
+    group_of = np.append(group_of, np.int32(-1))  # which key -1 finds
     at, n_left = place[:-1].copy(), 0
     files = [path.open("wb", buffering=0) for path in paths]
     try:
         for batch, key in ahead(keyed):
-            group = np.where(key < 0, np.int32(-1), group_of[key])
-            counts = np.bincount(group[group >= 0], minlength=n_groups)
-            cuts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+            group = group_of[key]
+            counts, _ = count_keys(group, n_groups)
+            cuts = np.concatenate(([0], np.cumsum(counts)))
             parts = [np.empty(int(cuts[-1]), t) for t in (*TYPES[:3], _KEY)]
-            _kernels.place_keyed_events(
-                group, cuts[:-1].copy(), batch.crystal_a, batch.crystal_b, batch.tof_bin, key,
-                *parts,
-            )  # fmt: skip
+            columns = (batch.crystal_a, batch.crystal_b, batch.tof_bin, key)
+            _place(group, cuts[:-1].copy(), columns, parts)
             for g in np.flatnonzero(counts).tolist():
                 for file, part in zip(files, parts, strict=True):
                     _write(file, part[cuts[g] : cuts[g + 1]], int(at[g]))
@@ -207,7 +215,7 @@ def _sort_group(first: I64, key_0: int, paths: Sequence[Path]) -> None:
     )
     columns = [np.empty(n, t) for t in TYPES[:3]]
     key -= np.int32(key_0)
-    _kernels.place_events(key, first[:-1] - start, a, b, tof_bin, *columns)
+    _place(key, first[:-1] - start, (a, b, tof_bin), columns)
     for path, column in zip(paths[:3], columns, strict=True):
         with path.open("r+b", buffering=0) as file:
             _write(file, column, start)
