@@ -343,6 +343,22 @@ def index_yardl(
         saved_bad[:] = bad
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _put_pair(
+    k: Any, crystal_0: Any, crystal_1: Any, tof: Any, mirrored: Any,
+    crystal_a: U32, crystal_b: U32, tof_bin: I16,
+) -> None:  # fmt: skip
+    """Store an event in canonical order; an exchanged pair has its TOF bin mirrored."""
+    if crystal_0 < crystal_1:
+        crystal_a[k] = crystal_0
+        crystal_b[k] = crystal_1
+        tof_bin[k] = tof
+    else:
+        crystal_a[k] = crystal_1
+        crystal_b[k] = crystal_0
+        tof_bin[k] = mirrored
+
+
 @njit(cache=True, nogil=True)
 def decode_yardl(
     data: U8, runs: I64, skip: int, n_types: int, first_crystal: I64, n_energy: I64,
@@ -370,16 +386,10 @@ def decode_yardl(
                 bin_0, p = _fast_varint(data, p)
                 bin_1, p = _fast_varint(data, p)
                 tof, p = _fast_varint(data, p)
-                crystal_0 = base_0 + bin_0
-                crystal_1 = base_1 + bin_1
-                if crystal_0 < crystal_1:
-                    crystal_a[i] = crystal_0
-                    crystal_b[i] = crystal_1
-                    tof_bin[i] = tof
-                else:
-                    crystal_a[i] = crystal_1
-                    crystal_b[i] = crystal_0
-                    tof_bin[i] = pair_tof - 1 - tof
+                _put_pair(
+                    i, base_0 + bin_0, base_1 + bin_1, tof, pair_tof - 1 - tof,
+                    crystal_a, crystal_b, tof_bin,
+                )  # fmt: skip
             k += m
             continue
         for _ in range(runs[r, 4]):
@@ -395,16 +405,10 @@ def decode_yardl(
             if k >= n:
                 return
             if k >= 0:
-                crystal_0 = base_0 + element_0
-                crystal_1 = base_1 + element_1
-                if crystal_0 < crystal_1:
-                    crystal_a[k] = crystal_0
-                    crystal_b[k] = crystal_1
-                    tof_bin[k] = tof if has_tof else 0
-                else:
-                    crystal_a[k] = crystal_1
-                    crystal_b[k] = crystal_0
-                    tof_bin[k] = pair_tof - 1 - tof if has_tof else 0
+                _put_pair(
+                    k, base_0 + element_0, base_1 + element_1, tof if has_tof else 0,
+                    pair_tof - 1 - tof if has_tof else 0, crystal_a, crystal_b, tof_bin,
+                )  # fmt: skip
             k += 1
 
 
