@@ -23,7 +23,9 @@ F64 = NDArray[np.float64]
 Line = dict[str, Any]
 
 NEAR_S = 5.0  # a change this near the truth is the step's
+STEPS = ("step", "small step")
 STILL = ("filling", "breathing", "wander")
+OTHERS = ("ramp", "several", "rotation", "fetal")
 GROWTH = 0.05  # 1/min, for the bound: a bladder of 100 mL that fills by 5 mL/min
 
 
@@ -98,13 +100,32 @@ def filling_hits(lines: list[Line]) -> tuple[int, int]:
     return sum(hits), len(hits)
 
 
+def other_hits(lines: list[Line]) -> dict[str, list[int]]:
+    """Count, by kind, the changes of 3 mm or more that were found, and how many there were.
+
+    A ramp is found within its own length of its middle.
+    """
+    hits = {kind: [0, 0] for kind in OTHERS}
+    for line in lines:
+        case = line["case"]
+        if case["kind"] not in OTHERS:
+            continue
+        reach = NEAR_S + case["ramp_s"] / 2.0
+        for at, shift in line["truth"]:
+            if math.dist((0.0, 0.0, 0.0), shift) >= 3.0:
+                is_found = any(abs(c["time_s"] - at) <= reach for c in line["changes"])
+                hits[case["kind"]][0] += is_found
+                hits[case["kind"]][1] += 1
+    return hits
+
+
 def _of(hits: int, total: int) -> str:
     return f"{hits} of {total}" + (f" ({100 * hits / total:.1f} %)" if total else "")
 
 
 def figures(lines: list[Line], load: Callable[[Line], MotionTrace]) -> dict[str, Any]:
     """Give the figures of a set of scans as plain values; ``load`` makes a scan's trace."""
-    steps = [answer(x, load(x)) for x in lines if x["case"]["kind"] == "step"]
+    steps = [answer(x, load(x)) for x in lines if x["case"]["kind"] in STEPS]
     large = [s for s in steps if s.size_mm >= 3.0]
     hits = [s for s in large if s.is_found]
     clear = [s for s in steps if s.size_mm >= 3.0 * s.sigma_mm]
@@ -129,6 +150,7 @@ def figures(lines: list[Line], load: Callable[[Line], MotionTrace]) -> dict[str,
         "filling_and_5_mm_found": [sum(s.is_found for s in filled), len(filled)],
         "filling_and_5_mm_within_1_mm": [len(exact), len(filled)],
         "filling_rate_within_20_percent": list(rates),
+        "others_found": other_hits(lines),
     }
 
 
@@ -159,3 +181,5 @@ def figure_table(f: dict[str, Any]) -> Iterator[str]:
         f"| filling rate of 2 mL/min or more within 20 % | all | "
         f"{_of(*f['filling_rate_within_20_percent'])} |"
     )
+    for kind, hits in f["others_found"].items():
+        yield f"| {kind}: changes of 3 mm or more found | - | {_of(*hits)} |"

@@ -117,7 +117,9 @@ def test_tuning_and_test_scans_are_different_and_fixed() -> None:
     assert len(seeds["test"]) == sum(NUMBERS.values())
     still = [c for c in suite_cases("test", 1.0) if c.kind in STILL]
     assert sum(c.duration_s for c in still) / 3600.0 == pytest.approx(126.0)
-    assert sum(c.kind == "step" for c in suite_cases("test", 1.0)) == 628
+    steps = [c for c in suite_cases("test", 1.0) if c.kind == "step"]
+    assert len(steps) == 628
+    assert min(math.dist((0.0, 0.0, 0.0), c.steps[0][1]) for c in steps) >= 3.0
     assert draw_case("step", 900_001) == draw_case("step", 900_001)
     few = [c.seed for c in suite_cases("test", 0.02)]
     assert set(few) < seeds["test"]
@@ -214,6 +216,7 @@ def test_the_answers_are_held_against_the_truth() -> None:
     assert found["filling_and_5_mm_found"] == [2, 3]
     assert found["filling_and_5_mm_within_1_mm"] == [2, 3]
     assert found["filling_rate_within_20_percent"] == [3, 4]
+    assert found["others_found"]["ramp"] == [0, 0]
     assert 0.0 < found["amplitude_bound_mm"] < 1.0
     assert any("2 of 3 (66.7 %)" in row for row in figure_table(found))
 

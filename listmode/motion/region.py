@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,18 @@ class RegionEvents:
         """Share of the events in each class of directions. Shape (n_directions,)."""
         count = np.bincount(self.direction, minlength=len(self.covariance))
         return np.asarray(count / max(len(self), 1))
+
+    def every(self, n: int) -> RegionEvents:
+        """Keep one event of ``n``."""
+        if n <= 1:
+            return self
+        return replace(
+            self,
+            time_ms=self.time_ms[::n].copy(),
+            point_mm=self.point_mm[::n].copy(),
+            direction=self.direction[::n].copy(),
+            weight=self.weight[::n].copy(),
+        )
 
     def event_edges(self, edge_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the number of the first event at or after each time."""

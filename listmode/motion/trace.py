@@ -31,6 +31,7 @@ I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 TRAVEL_MM = 45.0  # how far the region's box reaches beyond the template: moves and filling
+COARSE_EVENTS = 10_000  # of a window of the alignment: they place it to 0.3 mm, which is enough
 MIN_TILT_EVENTS = 20_000  # fewer do not tell the tilt of the counts
 
 
@@ -234,9 +235,10 @@ def follow_bladder(
     scale = np.ones(len(coarse) - 1)
     template = build_template(fit.semi_axis_mm, fit.contrast, events.covariance)
     slope = None
+    one_of = max(len(events) // (COARSE_EVENTS * len(shift)), 1)
     for has_error in (False, True):
         solved = solve_places(
-            events, template, coarse, centre + _filled(shift), scale, threads,
+            events.every(one_of), template, coarse, centre + _filled(shift), scale, threads,
             slope=slope, has_error=has_error,
         )  # fmt: skip
         slope = solved.slope
@@ -246,7 +248,7 @@ def follow_bladder(
         centre = centre + (fit.centre_mm - centre)
         template = build_template(fit.semi_axis_mm, fit.contrast, events.covariance)
     filling = fit_filling(events, coarse, _filled(solved.place), fit)
-    window_ms = chosen.window_ms or _choose_window(solved, coarse, chosen)
+    window_ms = chosen.window_ms or _choose_window(solved, coarse, chosen, one_of)
     edges = window_edges(events, window_ms)
     middle = (edges[:-1] + edges[1:]) / 2.0
     start = _at(middle, (coarse[:-1] + coarse[1:]) / 2.0, _filled(solved.place))
@@ -303,9 +305,12 @@ def _reference(place: F64, error: F64) -> F64:
     return np.asarray(np.where(good, weight * np.nan_to_num(place[first]), 0.0).sum(0) / total)
 
 
-def _choose_window(solved: Places, edges: I64, chosen: TraceSettings) -> int:
-    """Give the shortest whole number of seconds that reaches the wanted standard error."""
-    error = np.median(solved.error[:, 2])
+def _choose_window(solved: Places, edges: I64, chosen: TraceSettings, one_of: int) -> int:
+    """Give the shortest whole number of seconds that reaches the wanted standard error.
+
+    The windows were solved with one event of ``one_of``.
+    """
+    error = np.median(solved.error[:, 2]) / math.sqrt(one_of)
     if not np.isfinite(error):
         return chosen.max_window_ms
     needed_s = (edges[1] - edges[0]) / 1000.0 * (error / chosen.standard_error_mm) ** 2
