@@ -38,6 +38,7 @@ def draw_events(
     turn: F64,
     turn_of_ms: U8,
     pivot_mm: F64,
+    layering: F32,
     fixed_mm: F32,
     fixed_direction: U8,
     lower_mm: F64,
@@ -76,6 +77,9 @@ def draw_events(
                             p[i] = 2.0 * rng.random() - 1.0
                         if p[0] * p[0] + p[1] * p[1] + p[2] * p[2] <= 1.0:
                             break
+                    # A place of the wrong half changes sides: the density is 1 + layering * y.
+                    if layering[t] != 0.0 and 2.0 * rng.random() > 1.0 + layering[t] * p[1]:
+                        p[1] = -p[1]
                     for i in range(3):
                         p[i] = centre_mm[t, i] + size[t] * semi_mm[i] * p[i]
                     # The attenuation goes with the body; the geometry stays.

@@ -57,6 +57,7 @@ SURROUND_BOX_MM = ((-175.0, 175.0), (-175.0, 100.0), (-430.0, -95.0))
 HALF_LIFE_S = 6586.2
 PIVOT_MM = np.array([0.0, 0.0, -130.0])
 TRAVEL_MM = 25.0  # room for moves in the region; the analysis of a file keeps 45 mm
+VOIDING_S = 20.0
 TISSUE_SUV = 0.7  # of the pelvis around the bladder
 POINT_BQ_ML = 2e11
 POOL_S, POOL_SHARE = 600.0, 0.1  # of the low-dose protocol's counts, for the surroundings
@@ -195,6 +196,11 @@ class MotionCase:
         A rotation of the body about a pivot 150 mm cranial of the bladder, and its time.
     local_steps
         Shifts of the bladder alone, pushed by the fetus.
+    void_ml, void_s
+        Volume that leaves the bladder within 20 s, and when.
+    layering
+        Slope of the urine's activity towards the back at the end of the scan, relative to its
+        mean and by semi-axis; it grows evenly from none. The mean place moves by a fifth of it.
     breathing_mm, wander_mm
         As in :class:`listmode.simulate.motion.PatientMotion`.
     counts
@@ -214,6 +220,9 @@ class MotionCase:
     turn_axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
     turn_s: float = 0.0
     local_steps: tuple[Step, ...] = ()
+    void_ml: float = 0.0
+    void_s: float = 0.0
+    layering: float = 0.0
     breathing_mm: float = 0.0
     wander_mm: float = 0.0
     counts: float = 1.0
@@ -229,6 +238,7 @@ class MotionCase:
     def size(self, time_s: F64) -> F64:
         """Size relative to 148 mL."""
         volume = self.volume_ml + self.filling_ml_min * time_s / 60.0
+        volume = volume - self.void_ml * np.clip((time_s - self.void_s) / VOIDING_S, 0.0, 1.0)
         return np.asarray(np.cbrt(volume / ASPECT_ML))
 
     def turn(self) -> F64:
@@ -311,6 +321,7 @@ def draw_scan(pools: Pools, case: MotionCase) -> RegionEvents:
         pools.moving_mm[near], pools.moving_direction[near],
         case.body_motion().displacement_mm(time_s).astype(np.float32), case.turn(),
         ((time_s >= case.turn_s) & (case.turn_deg != 0.0)).astype(np.uint8), PIVOT_MM,
+        (case.layering * time_s / case.duration_s).astype(np.float32),
         pools.fixed_mm[inside], pools.fixed_direction[inside], lower, upper,
         time_ms, point, direction,
     )  # fmt: skip

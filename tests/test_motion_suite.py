@@ -22,11 +22,10 @@ from benchmarks.motion_events import (
     draw_scan,
     start_bladder,
 )
-from benchmarks.motion_figures import figure_table, figures
+from benchmarks.motion_figures import STILL, figure_table, figures
 from benchmarks.motion_suite import (
     METHODS,
     NUMBERS,
-    STILL,
     area_under_roc,
     draw_case,
     own_trace,
@@ -150,7 +149,12 @@ def _line(seed: int, steps: tuple[tuple[float, tuple[float, float, float]], ...]
         "reference": "bladder",
     }
     return {
-        "case": {"kind": "step" if steps else "filling", "duration_s": 400.0, "ramp_s": 0.0},
+        "case": {
+            "kind": "step" if steps else "filling",
+            "duration_s": 400.0,
+            "ramp_s": 0.0,
+            "wander_mm": 0.0,
+        },
         "truth": [[t, list(d)] for t, d in steps],
         "changes": [],
         "trace": kept,

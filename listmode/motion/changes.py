@@ -19,6 +19,7 @@ from listmode.motion.steps import (
     StepFit,
     best_fit,
     contrast_mm,
+    noise_of,
     scan_statistic,
 )
 from listmode.motion.trace import FollowedBladder, MotionTrace
@@ -349,27 +350,36 @@ def _describe(
     fit: StepFit,
     followed: FollowedBladder | None,
 ) -> list[Change]:
-    """Refine the times, fit the steps with the windows around them left out, say how sure."""
+    """Refine the times, fit the steps with the windows around them left out, say how sure.
+
+    Sizes are fitted beside a wander of the place, whose strength the trace itself tells: where
+    it wanders, the windows near a step tell its size, and where it does not, all do.
+    """
     if not times:
         return []
     window_s = trace.window_ms / 1000.0
+    plain = make_series(trace, np.ones(3))  # the wander's part of the noise is fitted below
+    clean = _without(plain, times, window_s)
+    local = best_fit(clean, times, noise_of(clean, times, fit.growth))
     refined = []
     for k, time in enumerate(times):
         low = times[k - 1] if k else float(trace.edges_ms[0]) / 1000.0
         high = times[k + 1] if k + 1 < len(times) else float(trace.edges_ms[-1]) / 1000.0
         if followed is not None:
             refined.append(
-                refine_by_events(followed, series, fit, k, time, low, high, window_s)
+                refine_by_events(followed, clean, local, k, time, low, high, window_s)
             )
         else:
             refined.append(refine_by_windows(series, times, k, low, high, fit.growth))
     exact = [r[0] for r in refined]
-    clean = _without(series, exact, window_s)
-    final = best_fit(clean, exact)
+    clean = _without(plain, exact, window_s)
+    final = best_fit(clean, exact, noise_of(clean, exact, local.growth))
+    inflated = _without(series, exact, window_s)
+    least = best_fit(inflated, exact).misfit
     items = []
     for k, (time, low, high) in enumerate(refined):
         others = [t for j, t in enumerate(exact) if j != k]
-        gain = best_fit(clean, others).misfit - final.misfit
+        gain = best_fit(inflated, others).misfit - least
         shift, reach = final.shift_mm[k], 1.96 * final.error_mm[k]
         items.append(
             Change(

@@ -84,7 +84,8 @@ def refine_by_events(
             followed.template.outside,
             log_density[k],
         )
-    gain = log_density[0] - log_density[1]
+    # Weighed as in the trace: unweighed, a background that slopes drew the time to one side.
+    gain = events.weight[a:b] * (log_density[0] - log_density[1])
     # A change between events i - 1 and i leaves the first i to the place before.
     total = np.concatenate(([0.0], np.cumsum(gain)))
     edges = np.concatenate(([first], when, [last]))

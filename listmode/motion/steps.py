@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from listmode.motion.wander import AxisNoise, estimate_noise
+
 F64 = NDArray[np.float64]
 
 # Growth rates q / V0 tried for the filling law, 1/min: none (a straight line) to 15 mL/min
@@ -41,9 +43,9 @@ class Series:
 class StepFit:
     """A joint fit of steps and a trend.
 
-    ``shift_mm`` and ``error_mm`` have shape (n_steps, 3); ``trend_mm`` (the trend without the
-    steps) and ``fitted_mm`` shape (n, 3); ``misfit`` is the weighted sum of squares. The errors
-    include that the growth rate was fitted.
+    ``shift_mm`` and ``error_mm`` have shape (n_steps, 3); ``trend_mm`` (the trend and the
+    wander, if noise was given, without the steps) and ``fitted_mm`` shape (n, 3); ``misfit`` is
+    the weighted sum of squares. The errors include that the growth rate was fitted.
     """
 
     growth: float
@@ -71,8 +73,20 @@ def _columns(series: Series, growth: float, steps_s: list[float]) -> F64:
     return np.column_stack((trend_basis(series.time_s, growth), *steps))
 
 
-def fit_steps(series: Series, steps_s: list[float], growth: float) -> StepFit:
-    """Fit steps at given times together with the trend of one growth rate."""
+def fit_steps(
+    series: Series, steps_s: list[float], growth: float, noise: list[AxisNoise] | None = None
+) -> StepFit:
+    """Fit steps at given times together with the trend of one growth rate.
+
+    Parameters
+    ----------
+    series
+        The trace.
+    steps_s, growth
+        Times of the steps, s, and the growth rate of the trend, 1/min.
+    noise
+        Of each axis, as :func:`noise_of` gives it; the series' weights alone if left out.
+    """
     columns = _columns(series, growth, steps_s)
     k = len(steps_s)
     shift, variance = np.zeros((k, 3)), np.zeros((k, 3))
@@ -80,21 +94,29 @@ def fit_steps(series: Series, steps_s: list[float], growth: float) -> StepFit:
     bend = _bend(series.time_s, growth)
     leverage, information, misfit = np.zeros((k, 3)), 0.0, 0.0
     for axis in range(3):
-        w, y = series.weight[:, axis], series.value_mm[:, axis]
-        normal = columns.T @ (w[:, None] * columns)
+        y = series.value_mm[:, axis]
+        own = (
+            noise[axis] if noise else AxisNoise(series.weight[:, axis], np.diff(series.time_s))
+        )
+        weighed = own.solve(columns)
+        normal = columns.T @ weighed
         inverse = np.linalg.pinv(normal)
-        solution = inverse @ (columns.T @ (w * y))
+        solution = inverse @ (weighed.T @ y)
         shift[:, axis] = solution[2:]
         variance[:, axis] = np.maximum(np.diag(inverse)[2:], 0.0)
         trend[:, axis] = columns[:, :2] @ solution[:2]
         fitted[:, axis] = columns @ solution
-        misfit += float((w * (y - fitted[:, axis]) ** 2).sum())
+        left = y - fitted[:, axis]
+        misfit += float(left @ own.solve(left))
+        walk = own.walk(left)
+        trend[:, axis] += walk
+        fitted[:, axis] += walk
         # The growth rate is shared by the axes: what its column takes from each of them.
         slope = solution[1] * bend
-        cross = columns.T @ (w * slope)
+        cross = weighed.T @ slope
         answer = inverse @ cross
         leverage[:, axis] = answer[2:]
-        information += float((w * slope**2).sum() - cross @ answer)
+        information += float(slope @ own.solve(slope) - cross @ answer)
     if information > 0:
         variance += leverage**2 / information
     return StepFit(growth, shift, np.sqrt(variance), trend, fitted, misfit)
@@ -108,22 +130,33 @@ def _bend(time_s: F64, growth: float) -> F64:
     )
 
 
-def best_fit(series: Series, steps_s: list[float]) -> StepFit:
+def noise_of(series: Series, steps_s: list[float], growth: float) -> list[AxisNoise]:
+    """Find each axis' noise and wander beside the trend and the steps."""
+    columns = _columns(series, growth, steps_s)
+    return [
+        estimate_noise(series.time_s, series.value_mm[:, a], series.weight[:, a], columns)
+        for a in range(3)
+    ]
+
+
+def best_fit(
+    series: Series, steps_s: list[float], noise: list[AxisNoise] | None = None
+) -> StepFit:
     """Fit steps at given times with the growth rate that fits best.
 
     The best of the rates tried is refined between its neighbours.
     """
-    fits = [fit_steps(series, steps_s, g) for g in GROWTH_PER_MIN]
+    fits = [fit_steps(series, steps_s, g, noise) for g in GROWTH_PER_MIN]
     best = int(np.argmin([f.misfit for f in fits]))
     low = GROWTH_PER_MIN[max(best - 1, 0)]
     high = GROWTH_PER_MIN[min(best + 1, len(GROWTH_PER_MIN) - 1)]
     found = minimize_scalar(
-        lambda g: fit_steps(series, steps_s, float(g)).misfit,
+        lambda g: fit_steps(series, steps_s, float(g), noise).misfit,
         bounds=(low, high),
         method="bounded",
         options={"xatol": 1e-3 * high},
     )
-    refined = fit_steps(series, steps_s, float(found.x))
+    refined = fit_steps(series, steps_s, float(found.x), noise)
     return min(refined, fits[best], key=lambda f: f.misfit)
 
 

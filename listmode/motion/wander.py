@@ -1,0 +1,124 @@
+"""A trace's noise: that of each window, and a slow wander that remembers where it was."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve_banded, cholesky_banded
+from scipy.optimize import minimize_scalar
+
+F64 = NDArray[np.float64]
+
+# Wander tried, as its variance in a second over that of one window's noise: from what 20 min
+# cannot show to what is no wander any more.
+_LOG_RATIO = np.arange(-7.0, 0.1, 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class AxisNoise:
+    """The covariance of one axis of a trace: windows' noise plus a random walk.
+
+    Windows that follow each other share the walk, so the place before a step is best told by
+    the windows near it. With ``R`` the covariance, a least-squares fit weighed with its inverse
+    is the best linear one (Aitken 1936, 10.1017/S0370164600014346).
+
+    Parameters
+    ----------
+    weight
+        Inverse variances of the windows' own noise, 1/mm^2. Shape (n,).
+    gap_s
+        Time from each window to the next, s. Shape (n - 1,).
+    walk_mm2_s
+        Variance of the walk in a second, mm^2/s; 0 for none.
+    """
+
+    weight: F64
+    gap_s: F64
+    walk_mm2_s: float = 0.0
+    _factor: F64 | None = None
+
+    def __post_init__(self) -> None:
+        if self.walk_mm2_s > 0.0 and self._factor is None and len(self.weight) > 1:
+            inverse = 1.0 / (self.walk_mm2_s * self.gap_s)  # of the steps of the walk
+            banded = np.zeros((2, len(inverse)))
+            banded[1] = self.weight[1:] + inverse
+            banded[1, :-1] += inverse[1:]
+            banded[0, 1:] = -inverse[1:]
+            object.__setattr__(self, "_factor", cholesky_banded(banded, check_finite=False))
+
+    def solve(self, values: F64) -> F64:
+        """Give ``R^-1 values``. Shape as ``values``: (n,) or (n, k)."""
+        weight = self.weight if values.ndim == 1 else self.weight[:, None]
+        out = weight * values
+        if self._factor is not None:
+            # Woodbury: the walk starts at the first window, and has n - 1 places.
+            inner = cho_solve_banded((self._factor, False), out[1:], check_finite=False)
+            out[1:] -= weight[1:] * inner
+        return np.asarray(out)
+
+    def walk(self, residual_mm: F64) -> F64:
+        """Give the walk that explains residuals best, 0 at the first window. Shape (n,)."""
+        out = np.zeros(len(residual_mm))
+        if self._factor is not None:
+            out[1:] = cho_solve_banded(
+                (self._factor, False), (self.weight * residual_mm)[1:], check_finite=False
+            )
+        return out
+
+    @property
+    def log_determinant(self) -> float:
+        """Logarithm of the determinant of ``R``."""
+        value = -float(np.log(self.weight).sum())
+        if self._factor is not None:
+            value += 2.0 * float(np.log(self._factor[1]).sum())
+            value += float(np.log(self.walk_mm2_s * self.gap_s).sum())
+        return value
+
+
+def estimate_noise(time_s: F64, value_mm: F64, weight: F64, columns: F64) -> AxisNoise:
+    """Find the noise and the wander of one axis that make its trace most likely.
+
+    Restricted maximum likelihood (Patterson and Thompson 1971, 10.1093/biomet/58.3.545): what
+    the columns explain is taken out first. Windows are never taken for surer than they say.
+
+    Parameters
+    ----------
+    time_s, value_mm
+        Middles of the windows and places. Shape (n,).
+    weight
+        Inverse variances by the windows' own standard errors, 1/mm^2. Shape (n,).
+    columns
+        What may explain the places: trend and steps. Shape (n, k).
+    """
+    gap_s = np.diff(time_s)
+    n, k = columns.shape
+    if n < k + 4:
+        return AxisNoise(weight, gap_s)
+    unit = float(np.median(1.0 / weight))  # variance of a window
+
+    def criterion(walk_mm2_s: float) -> tuple[float, float]:
+        noise = AxisNoise(weight, gap_s, walk_mm2_s)
+        solved = noise.solve(columns)
+        normal = columns.T @ solved
+        solution = np.linalg.lstsq(normal, solved.T @ value_mm, rcond=None)[0]
+        left = value_mm - columns @ solution
+        misfit = float(left @ noise.solve(left))
+        inflation = max(misfit / (n - k), 1.0)
+        value = (n - k) * math.log(inflation) + misfit / inflation
+        return value + noise.log_determinant + float(np.linalg.slogdet(normal)[1]), inflation
+
+    tried = [criterion(0.0)[0], *(criterion(unit * 10.0**p)[0] for p in _LOG_RATIO)]
+    best = int(np.argmin(tried))
+    walk = 0.0
+    if best > 0:
+        middle = _LOG_RATIO[best - 1]
+        found = minimize_scalar(
+            lambda p: criterion(unit * 10.0**p)[0],
+            bounds=(middle - 0.5, middle + 0.5), method="bounded", options={"xatol": 0.02},
+        )  # fmt: skip
+        walk = unit * 10.0 ** float(found.x)
+    inflation = criterion(walk)[1]
+    return AxisNoise(weight / inflation, gap_s, walk * inflation)
