@@ -287,6 +287,7 @@ def _search(
         empty = np.zeros_like(series.value_mm)
         return times, StepFit(0.0, np.zeros((0, 3)), np.zeros((0, 3)), empty, empty, 0.0)
     fit = best_fit(series, times)
+    known: set[tuple[float, ...]] = set()
     while len(times) < rules.max_changes:
         place = _strongest(series, times, fit, rules, threshold, margin)
         if place is None:
@@ -295,6 +296,9 @@ def _search(
         for _ in range(2):
             times = _settle(series, times, rules, threshold, margin)
         fit = best_fit(series, times)
+        if tuple(times) in known:
+            break  # settling undoes what is added: it would go round for ever
+        known.add(tuple(times))
     return times, fit
 
 

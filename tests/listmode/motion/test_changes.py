@@ -129,6 +129,12 @@ def test_wander_and_breathing_are_never_called_motion() -> None:
         assert len(find_changes(trace)) == 0
 
 
+def test_a_search_whose_steps_undo_each_other_ends() -> None:
+    """Found by the failure map: one step was added and dropped again for ever."""
+    trace = made_trace(seed=21, duration_s=300, wander_mm=3.0, breathing_mm=4.0)
+    assert len(find_changes(trace)) <= ChangeSettings().max_changes
+
+
 @pytest.mark.slow
 @pytest.mark.stats
 def test_the_threshold_stands_for_its_false_alarm_rate() -> None:
