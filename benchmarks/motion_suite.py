@@ -336,10 +336,11 @@ def score_all(lines: list[dict[str, Any]], name: str, options: Options) -> list[
     return scored
 
 
-def area_under_roc(scored: list[Scored]) -> float:
+def area_under_roc(scored: list[Scored], least_mm: float = 0.0) -> float:
     """Chance that a scan with a step scores above one without, ties half (Mann-Whitney)."""
     still = np.array([s.best for s in scored if s.is_still])
-    moved = np.array([s.best for s in scored if s.line["case"]["kind"] in STEPS])
+    steps = [s for s in scored if s.line["case"]["kind"] in STEPS]
+    moved = np.array([s.best for s in steps if _length(s) >= least_mm])
     if not (still.size and moved.size):
         return math.nan
     above = (moved[:, None] > still[None, :]).mean()
@@ -373,6 +374,7 @@ def judge(lines: list[dict[str, Any]], name: str, options: Options, threshold: f
         "method": name,
         "settings": dict(options),
         "area": area_under_roc(scored),
+        "area_3mm": area_under_roc(scored, 3.0),
         "found_3mm": [sum(r[1] is not None for r in large), len(large)],
         "found": [len(hits), len(rows)],
         "false_alarms": false,
@@ -459,15 +461,16 @@ def score(folder: Path) -> list[dict[str, Any]]:
 def table(results: list[dict[str, Any]]) -> Iterator[str]:
     """Write the results as lines of Markdown."""
     yield (
-        "| method | area under ROC | steps >= 3 mm found | all steps found | false alarms "
-        "| time error, median / 95 % | amplitude RMS |"
+        "| method | area under ROC, all steps | steps >= 3 mm | steps >= 3 mm found "
+        "| all steps found | false alarms | time error, median / 95 % | amplitude RMS |"
     )
-    yield "|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|"
     for r in results:
         time_s = " / ".join(f"{t:.2f}" for t in r["time_error_s"]) or "-"
         (a, b), (c, d) = r["found_3mm"], r["found"]
+        areas = f"{r['area']:.3f} | {r['area_3mm']:.3f}"
         yield (
-            f"| {r['method']} | {r['area']:.3f} | {a} of {b} | {c} of {d} | "
+            f"| {r['method']} | {areas} | {a} of {b} | {c} of {d} | "
             f"{r['false_alarms']} in {r['still_hours']:g} h | {time_s} s | "
             f"{r['amplitude_rms_mm']:.2f} mm |"
         )
