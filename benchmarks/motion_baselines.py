@@ -20,9 +20,14 @@ from listmode.motion.changes import (
     ChangeSettings,
     detection_threshold,
     make_series,
-    noise_inflation,
 )
-from listmode.motion.steps import best_fit, contrast_mm, scan_statistic
+from listmode.motion.steps import (
+    best_fit,
+    contrast_mm,
+    gain_beside_wander,
+    noise_of,
+    scan_statistic,
+)
 from listmode.motion.trace import MotionTrace
 
 F64 = NDArray[np.float64]
@@ -139,9 +144,12 @@ def pelt(p: Positions, *, least_s: float, is_level: bool) -> F64:
 
 
 def ours(p: Positions, *, contrast_s: float, min_contrast_mm: float) -> F64:
-    """Our two rules as one score, above 1 where both hold."""
+    """Our rules as one score, above 1 where they hold.
+
+    The noise and the wander are those beside the step that stands out most, as in the analysis.
+    """
     trace = p.trace
-    series = make_series(trace, noise_inflation(trace))
+    series = make_series(trace, np.ones(3))
     score = np.zeros(len(p.place_mm))
     if len(series) < 8:
         return score
@@ -151,6 +159,9 @@ def ours(p: Positions, *, contrast_s: float, min_contrast_mm: float) -> F64:
     threshold = detection_threshold(rules, len(series), margin, hours)
     fit = best_fit(series, [])
     gain = scan_statistic(series, [], fit.misfit, growth=fit.growth)
+    first = float(series.time_s[margin + int(np.argmax(gain[margin : len(gain) - margin]))])
+    noise = noise_of(series, [first], best_fit(series, [first]).growth)
+    gain = gain_beside_wander(series, noise, fit.growth)
     residual = series.value_mm - fit.fitted_mm
     contrast = np.linalg.norm(contrast_mm(series, residual, contrast_s, []), axis=1)
     both = np.minimum(np.sqrt(gain / threshold), contrast / min_contrast_mm)
@@ -171,7 +182,7 @@ def _grid(**values: tuple[float, ...]) -> list[Options]:
 
 
 DETECTORS: dict[str, tuple[Detector, list[Options]]] = {
-    "ours": (ours, _grid(contrast_s=(15.0, 30.0, 45.0, 60.0), min_contrast_mm=(1.5, 2.0))),
+    "ours": (ours, _grid(contrast_s=(30.0, 60.0), min_contrast_mm=(0.5, 1.0, 1.5, 2.0))),
     "point to point (Lu 2020)": (
         point_to_point, _grid(lag_s=(1.0, 2.0, 4.0, 8.0), is_norm=(False, True)),
     ),

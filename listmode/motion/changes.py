@@ -69,7 +69,8 @@ class Change:
     reason
         What the class rests on.
     statistic
-        Drop of the misfit by this change (chi-squared, three degrees of freedom).
+        Drop of the misfit by this change beside the wander (chi-squared, three degrees of
+        freedom); it exceeds ``Changes.threshold``.
     """
 
     time_s: float
@@ -222,10 +223,12 @@ def find_changes(
 ) -> Changes:
     """Find the steps in a trace that are neither noise nor filling nor wander.
 
-    A step must pass two rules. The likelihood ratio against a trend that follows the filling
+    A step must pass three rules. The likelihood ratio against a trend that follows the filling
     law must exceed a threshold with a stated false-alarm rate; and the mean positions of the
     30 s before and after, less that trend, must differ by a material distance. Steps are
-    added one at a time, and fitted jointly with the trend after each.
+    added one at a time, and fitted jointly with the trend after each. In the end the
+    likelihood ratio beside a wander, whose strength is read from the trace, must exceed the
+    threshold too.
 
     Parameters
     ----------
@@ -246,6 +249,11 @@ def find_changes(
     threshold = detection_threshold(rules, max(len(series), 4), margin, hours)
     times, fit = _search(series, rules, threshold, margin)
     items = _describe(trace, series, times, fit, followed)
+    while items and (least := min(c.statistic for c in items)) <= threshold:
+        # The wander may have come to the same place by itself.
+        times = [t for t, c in zip(times, items, strict=True) if c.statistic > least]
+        fit = best_fit(series, times)
+        items = _describe(trace, series, times, fit, followed)
     items = [
         replace(c, kind=kind, reason=reason)
         for c, (kind, reason) in zip(
@@ -377,13 +385,12 @@ def _describe(
             refined.append(refine_by_windows(series, times, k, low, high, fit.growth))
     exact = [r[0] for r in refined]
     clean = _without(plain, exact, window_s)
-    final = best_fit(clean, exact, noise_of(clean, exact, local.growth))
-    inflated = _without(series, exact, window_s)
-    least = best_fit(inflated, exact).misfit
+    noise = noise_of(clean, exact, local.growth)
+    final = best_fit(clean, exact, noise)
     items = []
     for k, (time, low, high) in enumerate(refined):
         others = [t for j, t in enumerate(exact) if j != k]
-        gain = best_fit(inflated, others).misfit - least
+        gain = best_fit(clean, others, noise).misfit - final.misfit
         shift, reach = final.shift_mm[k], 1.96 * final.error_mm[k]
         items.append(
             Change(

@@ -193,6 +193,27 @@ def scan_statistic(
     return np.asarray(np.maximum(base_misfit - best, 0.0))
 
 
+def gain_beside_wander(series: Series, noise: list[AxisNoise], growth: float) -> F64:
+    """Give the drop of the misfit by one step at the start of each window, beside the wander.
+
+    As :func:`scan_statistic`, but with the covariance of each axis: a walk that came to the
+    same place by itself is no step. Shape (n,); zero where a step cannot be told.
+    """
+    columns = trend_basis(series.time_s, growth)
+    total = np.zeros(len(series))
+    for axis, own in enumerate(noise):
+        weighed = own.solve(columns)
+        inverse = np.linalg.pinv(columns.T @ weighed)
+        left = series.value_mm[:, axis]
+        left = left - columns @ (inverse @ (weighed.T @ left))
+        along = np.cumsum(own.solve(left)[::-1])[::-1]
+        shadow = np.cumsum(weighed[::-1], axis=0)[::-1]
+        norm = own.step_information - np.einsum("ij,jk,ik->i", shadow, inverse, shadow)
+        usable = norm > 1e-6 * norm.max()
+        total += np.where(usable, along**2 / np.where(usable, norm, 1.0), 0.0)
+    return total
+
+
 def contrast_mm(
     series: Series, residual_mm: F64, reach_s: float, borders_s: list[float]
 ) -> F64:

@@ -69,6 +69,38 @@ class AxisNoise:
         return out
 
     @property
+    def step_information(self) -> F64:
+        """Give ``x^T R^-1 x`` of a step at each window, ``x`` being 1 from there on, (n,).
+
+        By the recurrence from the last window to the first: what the walk explains of a step
+        grows by a window's own part and by what it shares with those after it.
+        """
+        total = np.cumsum(self.weight[::-1])[::-1].copy()
+        if self._factor is None:
+            return np.asarray(total)
+        w = self.weight[1:].tolist()
+        inverse = (1.0 / (self.walk_mm2_s * self.gap_s)).tolist()
+        n = len(w)
+        own = [w[j] + inverse[j] + (inverse[j + 1] if j + 1 < n else 0.0) for j in range(n)]
+        # Pivots of the elimination from the front and from the back, and the part of a step's
+        # right-hand side that comes up from the windows behind.
+        front = own.copy()
+        for j in range(1, n):
+            front[j] -= inverse[j] ** 2 / front[j - 1]
+        back, behind = own.copy(), w.copy()
+        for j in range(n - 2, -1, -1):
+            back[j] -= inverse[j + 1] ** 2 / back[j + 1]
+            behind[j] += inverse[j + 1] * behind[j + 1] / back[j + 1]
+        explained, part = np.zeros(n), 0.0
+        for j in range(n - 1, -1, -1):
+            diagonal = 1.0 / (front[j] + back[j] - own[j])  # of the inverse
+            part += w[j] * (w[j] + 2.0 * (behind[j] - w[j])) * diagonal
+            explained[j] = part
+        total[1:] -= explained
+        total[0] -= explained[0]
+        return np.asarray(total)
+
+    @property
     def log_determinant(self) -> float:
         """Logarithm of the determinant of ``R``."""
         value = -float(np.log(self.weight).sum())

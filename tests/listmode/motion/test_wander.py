@@ -12,7 +12,14 @@ from listmode.motion.changes import find_changes
 from listmode.motion.refine import refine_by_events
 from listmode.motion.region import RegionEvents
 from listmode.motion.solve import solve_places
-from listmode.motion.steps import Series, best_fit, noise_of, trend_basis
+from listmode.motion.steps import (
+    Series,
+    best_fit,
+    fit_steps,
+    gain_beside_wander,
+    noise_of,
+    trend_basis,
+)
 from listmode.motion.template import EllipsoidFit, blur_covariance, build_template
 from listmode.motion.trace import FollowedBladder, MotionTrace
 from listmode.motion.wander import AxisNoise, estimate_noise
@@ -37,6 +44,9 @@ def test_the_covariance_is_the_one_written_out(walk: float) -> None:
     assert np.allclose(noise.solve(values), np.linalg.solve(whole, values))
     assert np.allclose(noise.solve(values[:, 0]), np.linalg.solve(whole, values[:, 0]))
     assert noise.log_determinant == pytest.approx(np.linalg.slogdet(whole)[1])
+    steps = np.tril(np.ones((40, 40)))  # a column a step
+    information = np.diag(steps.T @ np.linalg.solve(whole, steps))
+    assert np.allclose(noise.step_information, information)
     # The best guess of the walk: its covariance with the trace times the inverse of the whole.
     guess = (whole - np.diag(1.0 / weight)) @ np.linalg.solve(whole, values[:, 0])
     assert np.allclose(noise.walk(values[:, 0]), guess)
@@ -100,6 +110,17 @@ def test_sizes_of_steps_keep_their_intervals_while_the_patient_wanders() -> None
         bound.append((best_fit(series, [at], known).error_mm[0] ** 2).mean())
     assert covered >= 218
     assert np.sqrt(np.mean(square)) < 1.3 * np.sqrt(np.mean(bound))
+
+
+def test_the_gain_beside_wander_is_the_drop_of_the_misfit() -> None:
+    trace = made_trace(seed=22, duration_s=120, wander_mm=2.0)
+    series = Series(trace.time_ms / 1e3, trace.displacement_mm, np.tile(SIGMA**-2, (120, 1)))
+    noise = noise_of(series, [], 0.05)
+    base = fit_steps(series, [], 0.05, noise).misfit
+    gain = gain_beside_wander(series, noise, 0.05)
+    for i in (20, 57, 101):
+        at = float(series.time_s[i])
+        assert gain[i] == pytest.approx(base - fit_steps(series, [at], 0.05, noise).misfit)
 
 
 def test_wander_is_found_beside_a_step_and_not_made_of_it() -> None:
