@@ -26,6 +26,7 @@ from benchmarks.motion_figures import STILL, figure_table, figures
 from benchmarks.motion_suite import (
     METHODS,
     NUMBERS,
+    again,
     area_under_roc,
     draw_case,
     own_trace,
@@ -260,6 +261,16 @@ def test_a_killed_run_goes_on_and_is_judged(
     path.write_text(whole[: len(whole) - 200] + "\n", "utf-8")
     assert run(tmp_path, 1.0, say=said.append) == 0
     assert len(read_lines(path)) == 2
+    before = read_lines(path)
+    again(tmp_path)  # from traces rounded to 0.1 um
+    for old, new in zip(before, read_lines(path), strict=True):
+        assert {k: v for k, v in new.items() if k != "changes"} == {
+            k: v for k, v in old.items() if k != "changes"
+        }
+        for a, b in zip(old["changes"], new["changes"], strict=True):
+            assert a["time_s"] == b["time_s"]
+            assert np.allclose(a["shift_mm"], b["shift_mm"], atol=2e-3)
+            assert np.allclose(a["shift_interval_mm"], b["shift_interval_mm"], atol=5e-3)
     results = score(tmp_path)
     assert [r["method"] for r in results] == METHODS
     assert results[0]["found_3mm"] == [1, 1]

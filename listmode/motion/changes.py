@@ -383,12 +383,28 @@ def _describe(
             )
         else:
             refined.append(refine_by_windows(series, times, k, low, high, fit.growth))
-    exact = [r[0] for r in refined]
-    clean = _without(plain, exact, window_s)
-    noise = noise_of(clean, exact, local.growth)
+    return measure_steps(trace, refined)
+
+
+def measure_steps(
+    trace: MotionTrace, times_s: list[tuple[float, float, float]]
+) -> list[Change]:
+    """Fit the sizes of changes whose times are known.
+
+    Parameters
+    ----------
+    trace
+        The trace that they were found in.
+    times_s
+        Time and ends of its interval, s, of each change.
+    """
+    exact = [t for t, _, _ in times_s]
+    plain = make_series(trace, np.ones(3))  # the wander's part of the noise is fitted below
+    clean = _without(plain, exact, trace.window_ms / 1000.0)
+    noise = noise_of(clean, exact, best_fit(clean, exact).growth)
     final = best_fit(clean, exact, noise)
     items = []
-    for k, (time, low, high) in enumerate(refined):
+    for k, (time, low, high) in enumerate(times_s):
         others = [t for j, t in enumerate(exact) if j != k]
         gain = best_fit(clean, others, noise).misfit - final.misfit
         shift, reach = final.shift_mm[k], 1.96 * final.error_mm[k]

@@ -17,6 +17,10 @@ F64 = NDArray[np.float64]
 GROWTH_PER_MIN = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
+# A template on a filling bladder is no surer than a patient's wander of 0.1 mm in 5 min.
+LEAST_WANDER_MM2_S = 0.1**2 / 300.0
+
+
 @dataclass(frozen=True, eq=False)
 class Series:
     """A trace made ready for fitting: finite rows only.
@@ -134,7 +138,13 @@ def noise_of(series: Series, steps_s: list[float], growth: float) -> list[AxisNo
     """Find each axis' noise and wander beside the trend and the steps."""
     columns = _columns(series, growth, steps_s)
     return [
-        estimate_noise(series.time_s, series.value_mm[:, a], series.weight[:, a], columns)
+        estimate_noise(
+            series.time_s,
+            series.value_mm[:, a],
+            series.weight[:, a],
+            columns,
+            LEAST_WANDER_MM2_S,
+        )
         for a in range(3)
     ]
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve_banded, cholesky_banded
-from scipy.optimize import minimize_scalar
 
 F64 = NDArray[np.float64]
 
 # Wander tried, as its variance in a second over that of one window's noise: from what 20 min
 # cannot show to what is no wander any more.
-_LOG_RATIO = np.arange(-7.0, 0.1, 0.5)
+_RATIOS = 10.0 ** np.arange(-7.0, 0.1, 0.25)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +109,15 @@ class AxisNoise:
         return value
 
 
-def estimate_noise(time_s: F64, value_mm: F64, weight: F64, columns: F64) -> AxisNoise:
-    """Find the noise and the wander of one axis that make its trace most likely.
+def estimate_noise(
+    time_s: F64, value_mm: F64, weight: F64, columns: F64, least_mm2_s: float = 0.0
+) -> AxisNoise:
+    """Find the noise and the wander of one axis from its trace.
 
-    Restricted maximum likelihood (Patterson and Thompson 1971, 10.1093/biomet/58.3.545): what
-    the columns explain is taken out first. Windows are never taken for surer than they say.
+    Restricted likelihood (Patterson and Thompson 1971, 10.1093/biomet/58.3.545): what the
+    columns explain is taken out first. The wander is its posterior mean with a prior even in
+    its logarithm: the most likely one alone makes intervals too short, most of all where the
+    trace shows none. Windows are never taken for surer than they say.
 
     Parameters
     ----------
@@ -124,12 +127,13 @@ def estimate_noise(time_s: F64, value_mm: F64, weight: F64, columns: F64) -> Axi
         Inverse variances by the windows' own standard errors, 1/mm^2. Shape (n,).
     columns
         What may explain the places: trend and steps. Shape (n, k).
+    least_mm2_s
+        The least wander that is believed, mm^2/s.
     """
     gap_s = np.diff(time_s)
     n, k = columns.shape
     if n < k + 4:
-        return AxisNoise(weight, gap_s)
-    unit = float(np.median(1.0 / weight))  # variance of a window
+        return AxisNoise(weight, gap_s, least_mm2_s)
 
     def criterion(walk_mm2_s: float) -> tuple[float, float]:
         noise = AxisNoise(weight, gap_s, walk_mm2_s)
@@ -142,15 +146,9 @@ def estimate_noise(time_s: F64, value_mm: F64, weight: F64, columns: F64) -> Axi
         value = (n - k) * math.log(inflation) + misfit / inflation
         return value + noise.log_determinant + float(np.linalg.slogdet(normal)[1]), inflation
 
-    tried = [criterion(0.0)[0], *(criterion(unit * 10.0**p)[0] for p in _LOG_RATIO)]
-    best = int(np.argmin(tried))
-    walk = 0.0
-    if best > 0:
-        middle = _LOG_RATIO[best - 1]
-        found = minimize_scalar(
-            lambda p: criterion(unit * 10.0**p)[0],
-            bounds=(middle - 0.5, middle + 0.5), method="bounded", options={"xatol": 0.02},
-        )  # fmt: skip
-        walk = unit * 10.0 ** float(found.x)
+    tried = float(np.median(1.0 / weight)) * _RATIOS
+    value = np.array([criterion(float(walk))[0] for walk in tried])
+    likelihood = np.exp((value.min() - value) / 2.0)
+    walk = max(float((likelihood * tried).sum() / likelihood.sum()), least_mm2_s)
     inflation = criterion(walk)[1]
     return AxisNoise(weight / inflation, gap_s, walk * inflation)
