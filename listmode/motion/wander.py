@@ -131,6 +131,8 @@ def estimate_noise(
         The least wander that is believed, mm^2/s.
     """
     gap_s = np.diff(time_s)
+    basis, size, _ = np.linalg.svd(columns, full_matrices=False)
+    columns = basis[:, size > 1e-9 * size[0]]  # a step at the very end is no column of its own
     n, k = columns.shape
     if n < k + 4:
         return AxisNoise(weight, gap_s, least_mm2_s)

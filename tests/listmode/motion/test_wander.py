@@ -82,6 +82,19 @@ def test_noise_larger_than_stated_is_seen_and_smaller_is_not_believed() -> None:
         assert 1.0 / np.sqrt(noise.weight[0]) == pytest.approx(seen, rel=0.08)
 
 
+def test_columns_that_say_the_same_twice_change_nothing() -> None:
+    rng = np.random.default_rng(13)
+    time = np.arange(300.0)
+    value = rng.normal(0.0, 0.4, 300) + np.cumsum(rng.normal(0.0, 0.05, 300))
+    columns = trend_basis(time, 0.0)
+    twice = np.column_stack((columns, columns[:, 0], np.zeros(300)))
+    once, again = (
+        estimate_noise(time, value, np.full(300, 1 / 0.16), c) for c in (columns, twice)
+    )
+    assert again.walk_mm2_s == pytest.approx(once.walk_mm2_s)
+    assert again.weight == pytest.approx(once.weight)
+
+
 @pytest.mark.slow
 @pytest.mark.stats
 def test_sizes_of_steps_keep_their_intervals_while_the_patient_wanders() -> None:
