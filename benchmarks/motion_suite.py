@@ -48,6 +48,8 @@ F64 = NDArray[np.float64]
 
 FIRST_SEED = {"tuning": 100_000, "test": 900_000}
 SHARE = {"tuning": 0.25, "test": 1.0}  # of the test set's numbers
+# The first tenth of each kind was looked at while the analysis was mended: it is not judged.
+LOOKED_AT = {"tuning": 0.0, "test": 0.1}
 # 628 shifts of 3 mm or more with two missed at most: 99 % are found, with 95 % confidence.
 NUMBERS = {
     "step": 628,
@@ -113,7 +115,7 @@ def suite_cases(which: str, scale: float) -> list[MotionCase]:
     """List the scans of a set; a smaller scale keeps the first ones of each kind."""
     cases = []
     for k, (kind, number) in enumerate(NUMBERS.items()):
-        first = FIRST_SEED[which] + 10_000 * k
+        first = FIRST_SEED[which] + 10_000 * k + round(number * LOOKED_AT[which])
         n = max(round(number * scale * SHARE[which]), 1)
         cases += [draw_case(kind, first + i) for i in range(n)]
     return cases
@@ -454,9 +456,16 @@ METHODS = [
 ]
 
 
+def suite_lines(folder: Path, which: str) -> list[dict[str, Any]]:
+    """Read the finished scans of a set; others that the file holds are passed over."""
+    seeds = {case.seed for case in suite_cases(which, 1.0)}
+    lines = read_lines(folder / f"{which}.jsonl")
+    return [line for line in lines if line["case"]["seed"] in seeds]
+
+
 def score(folder: Path) -> list[dict[str, Any]]:
     """Tune on the tuning set, judge on the test set, write ``scores.json``."""
-    sets = {which: read_lines(folder / f"{which}.jsonl") for which in FIRST_SEED}
+    sets = {which: suite_lines(folder, which) for which in FIRST_SEED}
     for which, lines in sets.items():
         kinds = {line["case"]["kind"] for line in lines}
         if "step" not in kinds or not kinds & set(STILL):
@@ -511,7 +520,7 @@ def main() -> None:
         again(options.folder)
     else:
         print("\n".join(table(score(options.folder))))
-        found = figures(read_lines(options.folder / "test.jsonl"), own_trace)
+        found = figures(suite_lines(options.folder, "test"), own_trace)
         save = json.dumps(found, indent=1) + "\n"
         (options.folder / "figures.json").write_text(save, "utf-8")
         print("\n".join(["", *figure_table(found)]))
