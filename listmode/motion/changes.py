@@ -249,9 +249,10 @@ def find_changes(
     threshold = detection_threshold(rules, max(len(series), 4), margin, hours)
     times, fit = _search(series, rules, threshold, margin)
     items = _describe(trace, series, times, fit, followed)
-    while items and (least := min(c.statistic for c in items)) <= threshold:
-        # The wander may have come to the same place by itself.
-        times = [t for t, c in zip(times, items, strict=True) if c.statistic > least]
+    while items and min(c.statistic for c in items) <= threshold:
+        # The wander may have come to the same place by itself. One at a time: of two that share
+        # a move each seems to add nothing to the other.
+        del times[int(np.argmin([c.statistic for c in items]))]
         fit = best_fit(series, times)
         items = _describe(trace, series, times, fit, followed)
     items = [

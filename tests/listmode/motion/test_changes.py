@@ -129,6 +129,22 @@ def test_wander_and_breathing_are_never_called_motion() -> None:
         assert len(find_changes(trace)) == 0
 
 
+def test_a_slow_move_that_is_found_as_two_is_not_lost() -> None:
+    """Each of two steps seven seconds apart seemed to add nothing, and both were dropped."""
+    plain = made_trace(seed=31, duration_s=1200, sigma=3.0)
+    time = plain.time_ms / 1e3
+    ramp = np.clip((time - 797.0) / 7.0, 0.0, 1.0)[:, None] * np.array([-14.0, -11.0, -3.0])
+    by_six = (plain.displacement_mm + ramp).reshape(200, 6, 3).mean(axis=1)
+    trace = replace(
+        plain, edges_ms=plain.edges_ms[::6], displacement_mm=by_six,
+        standard_error_mm=plain.standard_error_mm[:200] / np.sqrt(6.0),
+        counts=plain.counts[:200], scale=plain.scale[:200],
+    )  # fmt: skip
+    found = find_changes(trace).items
+    total = np.sum([c.shift_mm for c in found], axis=0)
+    assert np.abs(total - [-14.0, -11.0, -3.0]).max() < 1.5
+
+
 def test_a_search_whose_steps_undo_each_other_ends() -> None:
     """Found by the failure map: one step was added and dropped again for ever."""
     trace = made_trace(seed=21, duration_s=300, wander_mm=3.0, breathing_mm=4.0)
