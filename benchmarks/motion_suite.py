@@ -37,7 +37,7 @@ from benchmarks.motion_baselines import (
     shift_at,
 )
 from benchmarks.motion_events import MotionCase, Pools, draw_scan, make_pools, start_bladder
-from benchmarks.motion_figures import STEPS, STILL, figure_table, figures
+from benchmarks.motion_figures import NEAR_S, STEPS, STILL, figure_table, figures
 from listmode.errors import InputError
 from listmode.motion.bladder import Bladder
 from listmode.motion.changes import Changes, find_changes, measure_steps
@@ -62,7 +62,6 @@ NUMBERS = {
     "rotation": 30,
     "fetal": 30,
 }
-NEAR_S = 5.0  # an alarm this near a change found it; a ramp's length comes on top
 # One core at 2.5 GHz: what every scan takes, and what the full counts take on top.
 SECONDS_PER_SCAN, SECONDS_PER_FULL_SCAN = 1.5, 21.0
 

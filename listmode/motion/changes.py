@@ -363,11 +363,7 @@ def _describe(
     fit: StepFit,
     followed: FollowedBladder | None,
 ) -> list[Change]:
-    """Refine the times, fit the steps with the windows around them left out, say how sure.
-
-    Sizes are fitted beside a wander of the place, whose strength the trace itself tells: where
-    it wanders, the windows near a step tell its size, and where it does not, all do.
-    """
+    """Refine the times from the places on both sides of each step, then measure the steps."""
     if not times:
         return []
     window_s = trace.window_ms / 1000.0
@@ -390,7 +386,10 @@ def _describe(
 def measure_steps(
     trace: MotionTrace, times_s: list[tuple[float, float, float]]
 ) -> list[Change]:
-    """Fit the sizes of changes whose times are known.
+    """Fit the sizes of changes whose times are known, the windows around them left out.
+
+    Sizes are fitted beside a wander of the place, whose strength the trace itself tells: where
+    it wanders, the windows near a step tell its size, and where it does not, all do.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +38,18 @@ class AxisNoise:
     weight: F64
     gap_s: F64
     walk_mm2_s: float = 0.0
-    _factor: F64 | None = None
 
-    def __post_init__(self) -> None:
-        if self.walk_mm2_s > 0.0 and self._factor is None and len(self.weight) > 1:
-            inverse = 1.0 / (self.walk_mm2_s * self.gap_s)  # of the steps of the walk
-            banded = np.zeros((2, len(inverse)))
-            banded[1] = self.weight[1:] + inverse
-            banded[1, :-1] += inverse[1:]
-            banded[0, 1:] = -inverse[1:]
-            object.__setattr__(self, "_factor", cholesky_banded(banded, check_finite=False))
+    @cached_property
+    def _factor(self) -> F64 | None:
+        """Cholesky factor of the walk's inverse covariance given the trace; None without."""
+        if not (self.walk_mm2_s > 0.0 and len(self.weight) > 1):
+            return None
+        inverse = 1.0 / (self.walk_mm2_s * self.gap_s)  # of the steps of the walk
+        banded = np.zeros((2, len(inverse)))
+        banded[1] = self.weight[1:] + inverse
+        banded[1, :-1] += inverse[1:]
+        banded[0, 1:] = -inverse[1:]
+        return np.asarray(cholesky_banded(banded, check_finite=False))
 
     def solve(self, values: F64) -> F64:
         """Give ``R^-1 values``. Shape as ``values``: (n,) or (n, k)."""
@@ -90,11 +93,9 @@ class AxisNoise:
         for j in range(n - 2, -1, -1):
             back[j] -= inverse[j + 1] ** 2 / back[j + 1]
             behind[j] += inverse[j + 1] * behind[j + 1] / back[j + 1]
-        explained, part = np.zeros(n), 0.0
-        for j in range(n - 1, -1, -1):
-            diagonal = 1.0 / (front[j] + back[j] - own[j])  # of the inverse
-            part += w[j] * (w[j] + 2.0 * (behind[j] - w[j])) * diagonal
-            explained[j] = part
+        diagonal = 1.0 / (np.array(front) + back - own)  # of the inverse
+        part = self.weight[1:] * (2.0 * np.array(behind) - w) * diagonal
+        explained = np.cumsum(part[::-1])[::-1]
         total[1:] -= explained
         total[0] -= explained[0]
         return np.asarray(total)
