@@ -1,12 +1,13 @@
 """Compiled ray loops: one ray walker serves forward, back and fused update.
 
 Images are flat and padded: one voxel of zeros below and two above along each axis, so that the
-walker may touch the neighbours of any sample without looking where it is. Ray ends arrive in
-voxel coordinates of the image without padding. Real numbers have the type of the TOF table:
-float32 ships, float64 serves the tests.
+walker may touch the neighbours of any sample without looking where it is. They lie in slabs of
+``SLAB`` planes along z, see :class:`recon.projector.RayModel`. Ray ends arrive in voxel
+coordinates of the image without padding. Real numbers have the type of the TOF table: float32
+ships, float64 serves the tests.
 
 What runs once a ray is inlined by force: a call hands over every field of every array, which
-costs as much as the work (an update is 1.8 times faster with it and with vector gathers).
+costs as much as the work.
 """
 
 from __future__ import annotations
@@ -15,6 +16,16 @@ import math
 
 import numpy as np
 from numba import njit
+
+from recon._kernels_vectors import (
+    LANES,
+    SLAB,
+    SLAB_BITS,
+    gather_pairs,
+    lay_samples,
+    spread_pairs,
+    weigh,
+)
 
 LEAST_EXPECTED = np.float32(1e-20)  # below, one event's ratio would leave float32's range
 
@@ -50,13 +61,11 @@ def lay_ray(ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz):
     Returns
     -------
     tuple
-        Number of planes and the first; strides along the principal axis and the other two (of
-        the padded image); slopes and offsets of the position along those two; the TOF centre as
-        a plane number; step between planes, mm.
+        Number of planes and the first; the principal axis; slopes and offsets of the position
+        along the two others, in their order; the TOF centre as a plane number; step between
+        planes, mm.
     """
     real = voxel_mm.dtype.type
-    sy = nz + 3
-    sx = (ny + 3) * sy
     ax, ay, az = ends[a, 0], ends[a, 1], ends[a, 2]
     dx, dy, dz = ends[b, 0] - ax, ends[b, 1] - ay, ends[b, 2] - az
     mm_x, mm_y, mm_z = dx * voxel_mm[0], dy * voxel_mm[1], dz * voxel_mm[2]
@@ -64,13 +73,13 @@ def lay_ray(ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz):
     axis = principal_axis(dx, dy, dz)
     if axis == 0:
         p0, dp, u0, du, v0, dv = ax, dx, ay, dy, az, dz
-        n_p, n_u, n_v, stride_p, stride_u, stride_v = nx, ny, nz, sx, sy, 1
+        n_p, n_u, n_v = nx, ny, nz
     elif axis == 1:
         p0, dp, u0, du, v0, dv = ay, dy, ax, dx, az, dz
-        n_p, n_u, n_v, stride_p, stride_u, stride_v = ny, nx, nz, sy, sx, 1
+        n_p, n_u, n_v = ny, nx, nz
     else:
         p0, dp, u0, du, v0, dv = az, dz, ax, dx, ay, dy
-        n_p, n_u, n_v, stride_p, stride_u, stride_v = nz, nx, ny, 1, sx, sy
+        n_p, n_u, n_v = nz, nx, ny
     slope_u, slope_v = du / dp, dv / dp
     offset_u, offset_v = u0 - p0 * slope_u, v0 - p0 * slope_v
     step_mm = length_mm / abs(dp)
@@ -84,15 +93,18 @@ def lay_ray(ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz):
     if low <= high:
         first = np.int32(math.ceil(low))
         n = np.int32(math.floor(high)) - first + np.int32(1)
-    return (
-        n, first, stride_p, stride_u, stride_v, slope_u, slope_v, offset_u, offset_v, centre,
-        step_mm,
-    )  # fmt: skip
+    return n, first, axis, slope_u, slope_v, offset_u, offset_v, centre, step_mm
+
+
+@njit(cache=True, nogil=True)
+def room_for(nx, ny, nz):
+    """Give the planes that a walked ray may need room for, whole vectors included."""
+    return max(nx, ny, nz) + LANES
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 def walk(
-    ends, a, b, voxel_mm, centre_mm, table, per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv
+    ends, a, b, voxel_mm, centre_mm, table, per_mm, reach_mm, nx, ny, nz, index, entry, share
 ):
     """Sample one ray: Joseph's method with TOF weights.
 
@@ -100,34 +112,60 @@ def walk(
     ray times the TOF kernel there, shared bilinearly by four voxels. Positions are
     ``i * slope + offset``: a running sum drifts by 1e-2 voxel in single precision.
 
-    Fills ``index`` (first of the four voxels), ``entry`` (of the TOF table), ``fu``, ``fv``;
-    returns the number of planes, the strides of the second and third voxel and the step, mm.
+    Fills ``index`` (first of the four voxels) and ``share`` (of each of them, four a plane;
+    :mod:`recon._kernels_vectors`); ``entry`` is room for the places in the TOF table. Returns
+    the number of planes and the steps from a voxel to its neighbours.
     """
     real = table.dtype.type
-    (
-        n, first, stride_p, stride_u, stride_v, slope_u, slope_v, offset_u, offset_v, centre,
-        step_mm,
-    ) = lay_ray(ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz)  # fmt: skip
+    n, first, axis, slope_u, slope_v, offset_u, offset_v, centre, step_mm = lay_ray(
+        ends, a, b, voxel_mm, centre_mm, reach_mm, nx, ny, nz
+    )
+    step_y = SLAB + 1
+    step_x = (ny + 3) * step_y
+    slab = (nx + 3) * step_x
+    if axis == 0:
+        step_p, step_u, step_v = step_x, step_y, 1
+    elif axis == 1:
+        step_p, step_u, step_v = step_y, step_x, 1
+    else:
+        step_p, step_u, step_v = 1, step_x, step_y
     # Padding puts voxel i at i + 1. Adding 1 before the cut to an integer makes it a floor.
-    offset_u += real(1)
-    offset_v += real(1)
-    to_table = step_mm * per_mm
-    last = np.int32(table.size - 1)
-    step_p, step_u, step_v = np.int32(stride_p), np.int32(stride_u), np.int32(stride_v)
-    # Two loops: the compiler turns each into vector code, one of both it does not (x 1.6).
-    for k in range(n):
-        i = np.int32(first + np.int32(k))
-        p = real(i)
-        u = p * slope_u + offset_u
-        v = p * slope_v + offset_v
-        iu, iv = np.int32(u), np.int32(v)
-        fu[k] = u - real(iu)
-        fv[k] = v - real(iv)
-        index[k] = step_p + i * step_p + iu * step_u + iv * step_v
-    for k in range(n):
-        p = real(np.int32(first + np.int32(k)))
-        entry[k] = min(np.int32(abs(p - centre) * to_table + real(0.5)), last)
-    return n, stride_u, stride_v, step_mm
+    lay_samples(
+        first, n, slope_u, slope_v, offset_u + real(1), offset_v + real(1), centre,
+        step_mm * per_mm, table.size - 1, step_mm, slab if axis == 2 else step_p << SLAB_BITS,
+        step_p, step_v << SLAB_BITS if axis == 2 else slab, step_v, step_u, index, entry, share,
+    )  # fmt: skip
+    weigh(table, entry, n, share)
+    return n, step_u, step_v
+
+
+@njit(cache=True, nogil=True)
+def fill_slabs(values, slabs, start, stop):
+    """Copy planes ``[start, stop)`` along x of an image into slabs, ``[slab, x, y, z]``.
+
+    Planes that two slabs share go to both.
+    """
+    _, ny, nz = values.shape
+    for x in range(start, stop):
+        for y in range(ny):
+            for k in range(slabs.shape[0]):
+                first = k * SLAB - 1  # the image's plane that lies first in the slab
+                for z in range(max(first, 0), min(first + SLAB + 1, nz)):
+                    slabs[k, x + 1, y + 1, z - first] = values[x, y, z]
+
+
+@njit(cache=True, nogil=True)
+def take_slabs(slabs, values, start, stop):
+    """Copy an image out of slabs, adding the two places of planes that are shared."""
+    _, ny, nz = values.shape
+    for x in range(start, stop):
+        for y in range(ny):
+            for k in range(slabs.shape[0]):
+                first = k * SLAB - 1
+                for z in range(max(first, 0), min(first + SLAB, nz)):
+                    values[x, y, z] = slabs[k, x + 1, y + 1, z - first]
+                if 0 < k and first < nz:
+                    values[x, y, first] += slabs[k - 1, x + 1, y + 1, SLAB]
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -170,9 +208,9 @@ def bucket_events(
         task = (y >> task_bits) * tasks_z + (z >> task_bits)
         block = (x >> block_bits) * per_task + ((y & (task_size - 1)) >> block_bits)
         block = block * per_task + ((z & (task_size - 1)) >> block_bits)
-        slope_u = min(int((1 + ray[5]) * half), n_slopes - 1)
-        slope_v = min(int((1 + ray[6]) * half), n_slopes - 1)
-        axis = principal_axis(dx, dy, dz)
+        slope_u = min(int((1 + ray[3]) * half), n_slopes - 1)
+        slope_v = min(int((1 + ray[4]) * half), n_slopes - 1)
+        axis = ray[2]
         inner = block * n_directions + (axis * n_slopes + slope_u) * n_slopes + slope_v
         if n_parts:
             inner += task * n_inner
@@ -193,38 +231,32 @@ def place_column(bucket, cursor, column, out):
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
-def gather(image, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv):
+def gather(image, index, share, n, step_u, step_v):
     """Sum the image along a walked ray, interpolating between four voxels a plane."""
-    # One view a neighbour: all four loads of a plane then share one index, and the compiler
-    # turns the loop into vector gathers. Unsigned, so that no index is taken from the end.
-    low_low, low_high = image, image[stride_v:]
-    high_low, high_high = image[stride_u:], image[stride_u + stride_v :]
-    total = table.dtype.type(0)
-    for k in range(n):
-        j = np.uintp(np.int64(index[k]))
-        low = low_low[j] + fv[k] * (low_high[j] - low_low[j])
-        high = high_low[j] + fv[k] * (high_high[j] - high_low[j])
-        total += table[np.uintp(np.int64(entry[k]))] * (low + fu[k] * (high - low))
-    return total * step_mm
+    if step_v == 1:
+        return gather_pairs(image, index, share, n, step_u)
+    total = image.dtype.type(0)
+    for k in range(n):  # along the scanner's axis; one ray in twenty, even in a long scanner
+        j = index[k]
+        low = share[4 * k] * image[j] + share[4 * k + 1] * image[j + step_v]
+        j += step_u
+        total += low + share[4 * k + 2] * image[j] + share[4 * k + 3] * image[j + step_v]
+    return total
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
-def spread(image, value, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv):
+def spread(image, value, index, share, n, step_u, step_v):
     """Add ``value`` to the image along a walked ray: the transpose of ``gather``."""
-    value = value * step_mm
-    step_u, step_v = np.uintp(stride_u), np.uintp(stride_v)
+    if step_v == 1:
+        spread_pairs(image, value, index, share, n, step_u)
+        return
     for k in range(n):
-        w = value * table[np.uintp(np.int64(entry[k]))]
-        high = w * fu[k]
-        low = w - high
-        high_v = high * fv[k]
-        low_v = low * fv[k]
-        j = np.uintp(np.int64(index[k]))
-        image[j] += low - low_v
-        image[j + step_v] += low_v
+        j = index[k]
+        image[j] += value * share[4 * k]
+        image[j + step_v] += value * share[4 * k + 1]
         j += step_u
-        image[j] += high - high_v
-        image[j + step_v] += high_v
+        image[j] += value * share[4 * k + 2]
+        image[j + step_v] += value * share[4 * k + 3]
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -234,15 +266,15 @@ def forward(
 ):  # fmt: skip
     """Project the image along events ``[start, stop)`` into ``out``."""
     nx, ny, nz = shape
-    n_max = max(nx, ny, nz)
+    n_max = room_for(nx, ny, nz)
     index, entry = np.empty(n_max, np.int32), np.empty(n_max, np.int32)
-    fu, fv = np.empty(n_max, table.dtype), np.empty(n_max, table.dtype)
+    share = np.empty(4 * n_max, table.dtype)
     for e in range(start, stop):
-        n, stride_u, stride_v, step_mm = walk(
+        n, step_u, step_v = walk(
             ends, crystal_a[e], crystal_b[e], voxel_mm, tof_centre_mm[tof_bin[e]], table,
-            per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv,
+            per_mm, reach_mm, nx, ny, nz, index, entry, share,
         )  # fmt: skip
-        out[e] = gather(image, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv)
+        out[e] = gather(image, index, share, n, step_u, step_v)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -252,15 +284,15 @@ def back(
 ):  # fmt: skip
     """Add the values of events ``[start, stop)`` to the image along their rays."""
     nx, ny, nz = shape
-    n_max = max(nx, ny, nz)
+    n_max = room_for(nx, ny, nz)
     index, entry = np.empty(n_max, np.int32), np.empty(n_max, np.int32)
-    fu, fv = np.empty(n_max, table.dtype), np.empty(n_max, table.dtype)
+    share = np.empty(4 * n_max, table.dtype)
     for e in range(start, stop):
-        n, stride_u, stride_v, step_mm = walk(
+        n, step_u, step_v = walk(
             ends, crystal_a[e], crystal_b[e], voxel_mm, tof_centre_mm[tof_bin[e]], table,
-            per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv,
+            per_mm, reach_mm, nx, ny, nz, index, entry, share,
         )  # fmt: skip
-        spread(image, values[e], table, n, stride_u, stride_v, step_mm, index, entry, fu, fv)
+        spread(image, values[e], index, share, n, step_u, step_v)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -276,24 +308,19 @@ def update(
         Events that neither the image nor the additive term can explain; they are left out.
     """
     nx, ny, nz = shape
-    n_max = max(nx, ny, nz)
+    n_max = room_for(nx, ny, nz)
     index, entry = np.empty(n_max, np.int32), np.empty(n_max, np.int32)
-    fu, fv = np.empty(n_max, table.dtype), np.empty(n_max, table.dtype)
+    share = np.empty(4 * n_max, table.dtype)
     one = table.dtype.type(1)
     n_unexplained = 0
     for e in range(start, stop):
-        n, stride_u, stride_v, step_mm = walk(
+        n, step_u, step_v = walk(
             ends, crystal_a[e], crystal_b[e], voxel_mm, tof_centre_mm[tof_bin[e]], table,
-            per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv,
+            per_mm, reach_mm, nx, ny, nz, index, entry, share,
         )  # fmt: skip
-        expected = additive[e] + gather(
-            image, table, n, stride_u, stride_v, step_mm, index, entry, fu, fv
-        )
+        expected = additive[e] + gather(image, index, share, n, step_u, step_v)
         if expected > LEAST_EXPECTED:
-            spread(
-                correction, one / expected, table, n, stride_u, stride_v, step_mm, index,
-                entry, fu, fv,
-            )  # fmt: skip
+            spread(correction, one / expected, index, share, n, step_u, step_v)
         else:
             n_unexplained += 1
     return n_unexplained

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from recon._kernels import LEAST_EXPECTED, walk
+from recon._kernels import LEAST_EXPECTED, room_for, walk
 
 LANES = 8  # replicates side by side; float32 in a vector of 256 bits
 
@@ -58,46 +58,41 @@ def update_replicates(
     replicate's image and the additive term cannot explain are left out of it.
     """
     nx, ny, nz = shape
-    n_max = max(nx, ny, nz)
+    n_max = room_for(nx, ny, nz)
     index, entry = np.empty(n_max, np.int32), np.empty(n_max, np.int32)
-    fu, fv = np.empty(n_max, table.dtype), np.empty(n_max, table.dtype)
+    share = np.empty(4 * n_max, table.dtype)
     weights = np.empty(LANES, table.dtype)
     value = np.empty(LANES, table.dtype)
     zero = table.dtype.type(0)
     for e in range(start, stop):
-        n, stride_u, stride_v, step_mm = walk(
+        n, step_u, step_v = walk(
             ends, crystal_a[e], crystal_b[e], voxel_mm, tof_centre_mm[tof_bin[e]], table,
-            per_mm, reach_mm, nx, ny, nz, index, entry, fu, fv,
+            per_mm, reach_mm, nx, ny, nz, index, entry, share,
         )  # fmt: skip
         for group in range(images.shape[0]):
             draw_weights(e, group, key, limits, weights)
             image = images[group]
-            gather_lanes(image, table, n, stride_u, stride_v, index, entry, fu, fv, value)
+            gather_lanes(image, index, share, n, step_u, step_v, value)
             for lane in range(LANES):
-                expected = additive[e] + value[lane] * step_mm
+                expected = additive[e] + value[lane]
                 good = expected > LEAST_EXPECTED
-                value[lane] = weights[lane] * step_mm / expected if good else zero
-            correction = corrections[group]
-            spread_lanes(correction, table, n, stride_u, stride_v, index, entry, fu, fv, value)
+                value[lane] = weights[lane] / expected if good else zero
+            spread_lanes(corrections[group], value, index, share, n, step_u, step_v)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def gather_lanes(image, table, n, stride_u, stride_v, index, entry, fu, fv, out):
-    """Sum the images of a group along a walked ray, in units of the step."""
-    zero = table.dtype.type(0)
+def gather_lanes(image, index, share, n, step_u, step_v, out):
+    """Sum the images of a group along a walked ray."""
+    zero = share.dtype.type(0)
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zero
     for k in range(n):
-        w = table[entry[k]]
-        high = w * fu[k]
-        low = w - high
-        b, d = low * fv[k], high * fv[k]
-        a, c = low - b, high - d
+        a, b, c, d = share[4 * k], share[4 * k + 1], share[4 * k + 2], share[4 * k + 3]
         i = index[k]
         p, q, r, s = (
             image[i],
-            image[i + stride_v],
-            image[i + stride_u],
-            image[i + stride_u + stride_v],
+            image[i + step_v],
+            image[i + step_u],
+            image[i + step_u + step_v],
         )
         s0 += a * p[0] + b * q[0] + c * r[0] + d * s[0]
         s1 += a * p[1] + b * q[1] + c * r[1] + d * s[1]
@@ -112,20 +107,16 @@ def gather_lanes(image, table, n, stride_u, stride_v, index, entry, fu, fv, out)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def spread_lanes(image, table, n, stride_u, stride_v, index, entry, fu, fv, value):
+def spread_lanes(image, value, index, share, n, step_u, step_v):
     """Add each replicate's value to its image along a walked ray."""
     for k in range(n):
-        w = table[entry[k]]
-        high = w * fu[k]
-        low = w - high
-        b, d = low * fv[k], high * fv[k]
-        a, c = low - b, high - d
+        a, b, c, d = share[4 * k], share[4 * k + 1], share[4 * k + 2], share[4 * k + 3]
         i = index[k]
         for lane in range(LANES):
             image[i, lane] += a * value[lane]
         for lane in range(LANES):
-            image[i + stride_v, lane] += b * value[lane]
+            image[i + step_v, lane] += b * value[lane]
         for lane in range(LANES):
-            image[i + stride_u, lane] += c * value[lane]
+            image[i + step_u, lane] += c * value[lane]
         for lane in range(LANES):
-            image[i + stride_u + stride_v, lane] += d * value[lane]
+            image[i + step_u + step_v, lane] += d * value[lane]

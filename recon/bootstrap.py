@@ -244,11 +244,9 @@ class _Lanes:
     def update(self, images: F32, subset: int, inverse: F32) -> None:
         """Update all replicates by one subset."""
         store, rays = self.problem.store, self.problem.store.plan.rays
-        inside = slice(1, -2)
         for k, image in enumerate(images):
             group, lane = divmod(k, LANES)
-            padded = self._cube(self.images, group)[inside, inside, inside, lane]
-            padded[:] = self.problem.blur(image)
+            rays.fill(self.images[group], lane, self.problem.blur(image), self.problem.threads)
         for correction in self.corrections:
             correction[:] = 0
 
@@ -264,14 +262,9 @@ class _Lanes:
         total: Any = sum_images(self.corrections)
         for k, image in enumerate(images):
             group, lane = divmod(k, LANES)
-            ratio = self._cube(total, group)[inside, inside, inside, lane]
-            image *= self.problem.blur(np.ascontiguousarray(ratio))
+            ratio = rays.take(total[group], lane, self.problem.threads)
+            image *= self.problem.blur(ratio)
             image *= inverse
-
-    def _cube(self, padded: F32, group: int) -> F32:
-        shape = [n + 3 for n in self.problem.store.plan.rays.shape]
-        cube: F32 = padded[group].reshape([*shape, LANES])
-        return cube
 
 
 def _room(shape: tuple[int, ...]) -> F32:

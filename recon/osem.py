@@ -288,7 +288,7 @@ def run(problem: Problem, algorithm: Algorithm = osem) -> Volume:
 def correct(store: EventsStore, subset: int, image: F32, threads: int) -> tuple[F32, int]:
     """Project one subset's ratios back; also count the events that nothing explains."""
     plan, rays = store.plan, store.plan.rays
-    padded = rays.pad(image)
+    padded = rays.pad(image, threads)
     images = [rays.zeros() for _ in range(plan.n_images)]
 
     def work(start: int, stop: int, k: int) -> int:
@@ -300,4 +300,4 @@ def correct(store: EventsStore, subset: int, image: F32, threads: int) -> tuple[
         return n
 
     counts = plan.run(work, store.task_ranges(subset), threads)
-    return rays.crop(sum_images(images)), sum(n for n in counts if n)
+    return rays.crop(sum_images(images), threads), sum(n for n in counts if n)

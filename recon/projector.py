@@ -18,6 +18,7 @@ from listmode.errors import InputError
 from listmode.events import EventBatch
 from listmode.scanner import Scanner, TofModel
 from recon import _kernels
+from recon._kernels_vectors import SLAB
 from recon.image import Grid
 
 F32 = NDArray[np.float32]
@@ -29,6 +30,7 @@ ENTRIES_PER_SIGMA = 512  # of the TOF table; its rounding error is 2e-4 of a wei
 FAR_MM = 1e9
 EVENTS_PER_PART = 1 << 17  # of what costs less than a ray
 EVENTS_PER_TASK = 1 << 16
+PLANES_PER_PART = 8
 # Events of one block and alike in direction touch the same cache lines: against blocks of 8 in
 # order of the axis alone an update gains 10 % at 3.3 mm and 20 % at 1.65 mm.
 BLOCK_VOXELS = 16
@@ -74,6 +76,11 @@ def tof_share(
 @dataclass(frozen=True, eq=False)
 class RayModel:
     """All that a ray kernel needs besides an image and events.
+
+    Kernels read images in a padded form, slabs along z, ``[slab, x, y, z]`` laid flat: each one
+    holds ``SLAB`` planes and the first of the next slab, so that a voxel and its neighbour along
+    z are neighbours in memory. Voxels near each other in x and y are closer than in a cube, and
+    a ray touches fewer lines and pages of memory (an update is 1.2 times as fast).
 
     Parameters
     ----------
@@ -149,20 +156,48 @@ class RayModel:
             dtype(reach),  # type: ignore[arg-type]
         )
 
-    def pad(self, values: NDArray[np.generic]) -> Real:
-        """Copy an image into the flat padded form that the kernels read."""
-        padded = np.zeros([n + 3 for n in self.shape], self.table.dtype)
-        padded[1:-2, 1:-2, 1:-2] = values
-        return padded.reshape(-1)
-
-    def crop(self, padded: Real) -> Real:
-        """Copy an image out of its padded form."""
-        cube = padded.reshape([n + 3 for n in self.shape])
-        return np.ascontiguousarray(cube[1:-2, 1:-2, 1:-2])
+    @property
+    def _slabs(self) -> tuple[int, int, int, int]:
+        """Shape of a padded image: slabs, x, y, and z within a slab."""
+        nx, ny, nz = (n + 3 for n in self.shape)
+        return -(-nz // SLAB), nx, ny, SLAB + 1
 
     def zeros(self) -> Real:
         """Return an empty padded image."""
-        return np.zeros(math.prod(n + 3 for n in self.shape), self.table.dtype)
+        return np.zeros(math.prod(self._slabs), self.table.dtype)
+
+    def pad(self, values: NDArray[np.generic], threads: int = 1) -> Real:
+        """Copy an image into the flat padded form that the kernels read."""
+        padded = self.zeros()
+        self.fill(padded[:, None], 0, values, threads)
+        return padded
+
+    def fill(
+        self, padded: Real, lane: int, values: NDArray[np.generic], threads: int = 1
+    ) -> None:
+        """Copy an image into one lane of padded images side by side, ``[place, lane]``."""
+        slabs = padded[:, lane].reshape(self._slabs)
+        values = np.ascontiguousarray(values, padded.dtype)
+
+        def copy(x: int) -> None:
+            _kernels.fill_slabs(values, slabs, x, min(x + PLANES_PER_PART, self.shape[0]))
+
+        run_in_threads(copy, range(0, self.shape[0], PLANES_PER_PART), threads)
+
+    def crop(self, padded: Real, threads: int = 1) -> Real:
+        """Copy an image out of its padded form, adding what lies in a plane's two places."""
+        return self.take(padded[:, None], 0, threads)
+
+    def take(self, padded: Real, lane: int, threads: int = 1) -> Real:
+        """Copy an image out of one lane of padded images side by side, ``[place, lane]``."""
+        slabs = padded[:, lane].reshape(self._slabs)
+        values = np.empty(self.shape, padded.dtype)
+
+        def copy(x: int) -> None:
+            _kernels.take_slabs(slabs, values, x, min(x + PLANES_PER_PART, self.shape[0]))
+
+        run_in_threads(copy, range(0, self.shape[0], PLANES_PER_PART), threads)
+        return values
 
 
 def run_in_threads(work: Callable[..., Any], tasks: Iterable[Any], threads: int) -> list[Any]:

@@ -27,6 +27,7 @@ ORDER = {
     "recon": [
         "image",
         "suv",
+        "_kernels_vectors",
         "_kernels",
         "_kernels_bootstrap",
         "_kernels_prior",

@@ -52,6 +52,24 @@ def test_agrees_with_the_dense_matrix(tof: TofModel) -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("nz", [1, 5, 7, 8, 9, 15, 16, 21])
+def test_taking_an_image_out_of_its_slabs_is_the_transpose_of_filling_them(nz: int) -> None:
+    """Planes that two slabs share go to both places, and come back as their sum."""
+    rays = RayModel.make(Grid.centred((4, 3, nz), 5.0), small_scanner(), dtype=np.float64)
+    rng = np.random.default_rng(nz)
+    x, y = rng.random(rays.shape), rng.random(rays.zeros().size)
+    padded = rays.pad(x)
+    assert padded @ y == pytest.approx((x * rays.crop(y, threads=2)).sum())
+    shared = rays.crop(rays.pad(np.ones(rays.shape)))
+    assert set(np.unique(shared)) <= {1.0, 2.0}
+    assert (shared[..., 7::8] == 2).all()
+    lanes = np.zeros((padded.size, 3))
+    rays.fill(lanes, 1, x)
+    np.testing.assert_array_equal(lanes[:, 1], padded)
+    assert not lanes[:, [0, 2]].any()
+
+
+@pytest.mark.kernel
 def test_every_principal_axis_occurs_in_the_dense_matrix_test() -> None:
     scanner, events = _tiny_case(NO_TOF)
     a = TINY.voxel_index(scanner.crystal_position_mm[events.crystal_a])
