@@ -79,8 +79,8 @@ class RayModel:
 
     Kernels read images in a padded form, slabs along z, ``[slab, x, y, z]`` laid flat: each one
     holds ``SLAB`` planes and the first of the next slab, so that a voxel and its neighbour
-    along z are neighbours in memory. Voxels near each other in x and y are closer than in a cube, and
-    a ray touches fewer lines and pages of memory (an update is 1.2 times as fast).
+    along z are neighbours in memory. Voxels near each other in x and y are closer than in a
+    cube, and a ray touches fewer lines and pages of memory (an update is 1.2 times as fast).
 
     Parameters
     ----------
