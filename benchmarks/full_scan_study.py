@@ -6,7 +6,9 @@
 The reconstruction is that of ``stillpet recon``: 3.3 mm, 4 iterations of 5 subsets,
 attenuation, randoms, scatter; its sensitivity image is computed anew for each. Seconds of each
 stage, the peak of the process's own memory (page cache left out) and what was foretold are
-printed and kept in ``out/full_scan/results.jsonl``.
+printed and kept in ``out/full_scan/results.jsonl``. A first run of hardly any events gives the
+fixed cost of an update; the cost per event is that of sorting, additive term and iterations
+without it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.updates import FEW
 from listmode.formats import open_listmode
 from listmode.progress import Stage
 from listmode.source import Listmode
@@ -38,6 +39,12 @@ from recon.settings import Settings
 
 OUT = Path("out/full_scan")
 N_EVENTS = (20_000_000, 100_000_000, 0)  # 0: all
+FEW = 100_000  # whose cost beside that of the image does not count
+PER_EVENT = (
+    "sorting events",
+    "additive term",
+    "iteration",
+)  # stages whose cost grows with them
 
 
 class Seconds:
@@ -139,6 +146,12 @@ def reconstruct(n_events: int, threads: int, tell: bool = True) -> dict[str, Any
     return result
 
 
+def growing_s(result: dict[str, Any]) -> float:
+    """Add up the seconds of stages whose cost grows with the events."""
+    stages: dict[str, float] = result["stages_s"]
+    return sum(s for name, s in stages.items() if name.startswith(PER_EVENT))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["simulate", "reconstruct"])
@@ -157,10 +170,13 @@ def main() -> None:
         print(f"{n} prompts, {own} of them trues and randoms, in {seconds:.0f} s, files "
               f"included: {own / seconds / 1e6:.2f} M trues + randoms/s")  # fmt: skip
         return
-    compiled = reconstruct(FEW * 1000, given.threads, tell=False)
-    print(f"compiled: a million events took {compiled['total_s']} s", flush=True)
+    reconstruct(FEW, given.threads, tell=False)  # compiles
+    fixed_s = growing_s(reconstruct(FEW, given.threads, tell=False))
+    print(f"fixed cost of all updates: {fixed_s:.1f} s", flush=True)
     for n in given.events:
         result = reconstruct(int(n), given.threads)
+        result["fixed_s"] = round(fixed_s, 2)
+        result["us_per_event"] = (growing_s(result) - fixed_s) / result["n_events"] * 1e6
         with (OUT / "results.jsonl").open("a", encoding="utf-8") as out:
             out.write(json.dumps(result) + "\n")
         print(json.dumps(result, indent=1), flush=True)

@@ -17,22 +17,23 @@ from recon.osem import OsemSettings
 from recon.projector import RayModel, TaskPlan, run_in_threads
 
 # What each stage costs, in rays: the time that one ray of :func:`measure_rays_per_s` takes on
-# all threads together. Quadra, 3.3 mm voxels, two threads, each stage of 1.3e7 events timed by
-# itself; scatter from benchmarks/full_scan_study.py, which holds the sum against a whole scan.
+# all threads together. From the stages of benchmarks/full_scan_study.py, of 2e7 and 3.5e8 events
+# (Quadra, 3.3 mm voxels, two threads); events in few lie further apart and take up to a fifth
+# more each. Scatter includes the coarse images that it is estimated from.
 RAYS_PER_EVENT_AND_UPDATE = 0.8
-RAYS_PER_EVENT_SORTED = 0.5
-RAYS_PER_EVENT_WITH_ADDITIVE = 1.4
-RAYS_PER_VOXEL_AND_UPDATE = 0.09
-RAYS_PER_SENSITIVITY_PAIR = 1.9
-RAYS_OF_SENSITIVITY = 1.5e7  # its guide near surfaces
-RAYS_OF_SCATTER = 7.7e7
+RAYS_PER_EVENT_SORTED = 1.0
+RAYS_PER_EVENT_WITH_ADDITIVE = 1.95
+RAYS_PER_VOXEL_AND_UPDATE = 0.145
+RAYS_PER_SENSITIVITY_PAIR = 2.4
+RAYS_OF_SENSITIVITY = 1.8e7  # its guide near surfaces
+RAYS_OF_SCATTER = 1.0e8
 USUAL_RAYS_PER_S = 1e7  # where nothing can be measured
 OWN_BYTES = 620 << 20  # interpreter, libraries, detector, batches in flight
 N_IMAGES = 6  # padded image and correction, image, sensitivity, blurred image, one to spare
 
 TRIAL_VOXEL_MM = 3.3
-TRIAL_VOXELS = 48
-TRIAL_PAIRS = 1 << 20
+TRIAL_VOXELS = 165
+TRIAL_PAIRS = 1 << 21
 N_TRIALS = 5
 
 
@@ -56,10 +57,10 @@ class Cost:
 
 
 def measure_rays_per_s(scanner: Scanner, threads: int = 2) -> float:
-    """Measure how many rays this machine updates in a second, in about half a second.
+    """Measure how many rays this machine updates in a second, in about a second.
 
-    Random pairs of crystals whose line of response meets a small box in the middle of the
-    detector, ordered as events are: so dense that the image's memory does not matter.
+    Random pairs of crystals whose line of response meets a box in the middle of the detector,
+    ordered as events are. In a smaller box, or fewer trials, the rate swings by a factor of two.
 
     Parameters
     ----------
