@@ -1,14 +1,14 @@
 """Coverage of the bootstrap's interval of SUVmax, on repeated simulations of one object.
 
-    python -m benchmarks.bootstrap_study --scans 100 --resampled 25
+    python -m benchmarks.bootstrap_study --scans 100 --resampled 50
     python -m benchmarks.bootstrap_study --scans 100 --table    # print what is there
 
 A warm cylinder of 110 mm radius and 140 mm length with six hot spheres (12 to 24 mm across, 4
-to 8 times the background) on a Vision 600, 2 kBq/mL for 77 s: 1.0e7 prompts. The field is
-small so that the study ends in an hour or two; ``--seconds 9.3`` gives the density of 1.6e7
-prompts in a body of 73 L. No scatter, no randoms; attenuation is in. 4 iterations of 5 subsets,
-3.3 mm, PSF 4 mm, filter 4 mm. Each scan is a line of a file in out/bootstrap_study; the same
-command goes on after a kill.
+to 8 times the background) on a Vision 600, 2 kBq/mL for 9.3 s: about 1.2 M prompts in 5.3 L,
+the density of 1.6e7 in a body of 73 L. The field is small so that the study ends in an hour;
+``--seconds 77`` gives 1e7 prompts in it. No scatter, no randoms; attenuation is in. 4
+iterations of 5 subsets, 3.3 mm, PSF 4 mm, filter 4 mm. Each scan is a line of a file in
+out/bootstrap_study; the same command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from recon.sensitivity import compute_sensitivity
 
 OUT = Path("out/bootstrap_study")
 BACKGROUND = 2000.0  # Bq/mL
-SECONDS = 77.0
+SECONDS = 9.3
 SPHERES = (  # x, y, z, radius in mm; times the background
     (50, 0, 20, 6, 8), (-50, 10, -20, 8, 6), (0, 55, 0, 10, 5), (0, -55, -25, 7, 8),
     (30, -30, 30, 9, 4), (-35, -30, 25, 12, 6),
@@ -146,7 +146,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scans", type=int, default=100)
-    parser.add_argument("--resampled", type=int, default=25, help="scans with replicates")
+    parser.add_argument("--resampled", type=int, default=50, help="scans with replicates")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="only print what is there")

@@ -1,10 +1,12 @@
 """Kill a reconstruction at random moments, start it again, and compare the image's bytes.
 
-    python -m benchmarks.resume_study --kills 30
+    python -m benchmarks.resume_study --kills 30              # again and again until it ends
+    python -m benchmarks.resume_study --kills 30 --each 1     # once a trial: 30 results
 
 A small scan is reconstructed through the command line (400 updates; penalised or replicates on
 request); each trial is killed with SIGKILL at a random moment between its start and the time a
-whole run takes, again and again until it ends by itself, and must leave the same bytes. The
+whole run takes, again and again until it ends by itself, or as often as ``--each`` says, and
+must leave the same bytes. The
 seed of the moments is fixed; what they hit depends on the machine, so the last line says how
 many kills hit what.
 """
@@ -50,6 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--each", type=int, default=0, help="kills of a trial; 0: no limit")
     parser.add_argument("--more", nargs="*", default=[], help="options such as bootstrap=8")
     given = parser.parse_args()
     more = [word for text in given.more for word in f"--{text}".split("=")]
@@ -68,6 +71,7 @@ def main() -> None:
     n_killed = n_same = n_trials = n_resumed = 0
     while n_killed < given.kills:
         folder = OUT / f"trial{n_trials}"
+        before = n_killed
         while True:
             process = start(folder, more)
             try:
@@ -77,7 +81,7 @@ def main() -> None:
                 process.wait()
                 n_killed += 1
                 n_resumed += any((folder / ".stillpet-resume").glob("state-*"))
-                if n_killed < given.kills:
+                if n_killed < given.kills and n_killed - before != given.each:
                     continue
                 process = start(folder, more)
                 process.wait()
