@@ -6,9 +6,8 @@
 A small scan is reconstructed through the command line (400 updates; penalised or replicates on
 request); each trial is killed with SIGKILL at a random moment between its start and the time a
 whole run takes, again and again until it ends by itself, or as often as ``--each`` says, and
-must leave the same bytes. The
-seed of the moments is fixed; what they hit depends on the machine, so the last line says how
-many kills hit what.
+must leave the same bytes. The seed of the moments is fixed; what they hit depends on the
+machine, so the last line says how many kills hit what.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from recon.osem import OsemSettings
 from recon.projector import RayModel, TaskPlan, run_in_threads
 
 # What each stage costs, in rays: the time that one ray of :func:`measure_rays_per_s` takes on
-# all threads together. From the stages of benchmarks/full_scan_study.py, of 2e7 and 3.5e8 events
-# (Quadra, 3.3 mm voxels, two threads); events in few lie further apart and take up to a fifth
-# more each. Scatter includes the coarse images that it is estimated from.
+# all threads together. From the stages of benchmarks/full_scan_study.py, of 2e7 and 3.5e8
+# events (Quadra, 3.3 mm voxels, two threads); few events lie further apart and take up to a
+# fifth more each. Scatter includes the coarse images that it is estimated from.
 RAYS_PER_EVENT_AND_UPDATE = 0.8
 RAYS_PER_EVENT_SORTED = 1.0
 RAYS_PER_EVENT_WITH_ADDITIVE = 1.95
@@ -60,7 +60,7 @@ def measure_rays_per_s(scanner: Scanner, threads: int = 2) -> float:
     """Measure how many rays this machine updates in a second, in about a second.
 
     Random pairs of crystals whose line of response meets a box in the middle of the detector,
-    ordered as events are. In a smaller box, or fewer trials, the rate swings by a factor of two.
+    ordered as events are. With a smaller box or fewer pairs the rate swings by a factor of two.
 
     Parameters
     ----------
