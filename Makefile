@@ -8,7 +8,7 @@ OUT ?= out/demo
 # The files whose tests are of kernels: collecting all files would take longer than these tests.
 KERNEL_TESTS = $(shell grep -rl 'mark\.kernel' tests)
 
-.PHONY: demo test check types tests kernels-plain kernels-checked notebooks bench clean
+.PHONY: demo test check types tests kernels-plain kernels-checked notebooks bench clean clean-kernels
 
 demo: $(VENV)/.installed
 	$(BIN)/stillpet demo -o $(OUT)
@@ -52,5 +52,8 @@ notebooks:
 bench:
 	$(BIN)/pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*'
 
-clean:
+clean: clean-kernels
 	rm -rf $(VENV) out .numba-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+clean-kernels:
+	find listmode recon benchmarks -name '*.nb[ci]' -delete
