@@ -36,7 +36,7 @@ from listmode.events import EventBatch
 from listmode.formats.scanner_file import load_scanner
 from listmode.memory import MemoryListmode
 from listmode.scanner import Scanner
-from listmode.simulate.generate import gather
+from listmode.simulate.generate import expected_counts, gather
 from listmode.simulate.phantom import cylinder_phantom, pregnant_phantom, torso_phantom
 from listmode.simulate.protocols import LOW_DOSE_FDG, Dose
 from listmode.simulate.shapes import Phantom
@@ -55,7 +55,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 N_PAIRS = 3_000_000
-N_POOL = 600_000  # scattered events followed one by one
+N_POOL = 600_000  # scattered events followed one by one, at least
 N_SWEEPS = 4
 N_ITERATIONS = 8  # of 5 updates: after 4 the middle of a small organ still rises by 2 %
 THREADS = 2
@@ -280,10 +280,14 @@ def show_regions(regions: dict[str, NDArray[np.bool_]], found: list[dict[str, F6
 def simulate(
     scanner: Scanner, phantom: Phantom, dose: Dose, fraction: float, seed: int
 ) -> MemoryListmode:
-    """Simulate a scan whose scatter comes from a pool of ``N_POOL`` followed events."""
+    """Simulate a scan whose scatter comes from a pool as large as itself."""
+    expected = expected_counts(
+        scanner=scanner, phantom=phantom, dose=dose, seed=seed, count_fraction=fraction,
+        with_randoms=False, threads=THREADS,
+    )  # fmt: skip
     simulation = Simulation(
         scanner, phantom, dose, seed=seed, count_fraction=fraction, threads=THREADS,
-        table_events=N_POOL,
+        table_events=max(N_POOL, round(expected.scatter)),
     )  # fmt: skip
     return gather(simulation)[0]
 
