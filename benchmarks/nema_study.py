@@ -2,7 +2,8 @@
 
     python -m benchmarks.nema_study quality --fraction 0.03   # section 7, image quality
     python -m benchmarks.nema_study point                    # a faint point in a warm body
-    python -m benchmarks.nema_study point --sharp             # without the simulator's own blur
+    python -m benchmarks.nema_study point --sharp             # without range, acollinearity
+    python -m benchmarks.nema_study point --centres           # lines between crystal centres
 
 ``quality``: the phantom of :func:`image_quality_phantom` (spheres 4:1 in 5.3 kBq/mL) for 4 min
 in UHS, 1.65 mm voxels, PSF 4 mm, no filter; attenuation, scatter and randoms are simulated and
@@ -15,9 +16,10 @@ outside the phantom, where the standard places a line beside it.
 them, in air; MLEM without PSF on 1 mm voxels, with and without the points' events (one subset:
 the noise of several would not cancel in the difference). The difference of the two images is
 the response to a faint point, where the reconstruction is nearly linear (Gong, Cherry, Qi 2016,
-doi 10.1088/0031-9155/61/5/N193). Width: response along an axis summed over twice the width to
-either side, maximum by a parabola through three points, half maximum by linear interpolation
-(NU 2-2018, section 3).
+doi 10.1088/0031-9155/61/5/N193). Lines end at random places of the crystals
+(:func:`spread_ends`): between centres they make a pattern on voxels of this size. Width:
+response along an axis summed over twice the width to either side, maximum by a parabola through
+three points, half maximum by linear interpolation (NU 2-2018, section 3).
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from listmode.events import EventBatch
 from listmode.formats.opening import open_listmode
 from listmode.formats.scanner_file import load_scanner
 from listmode.memory import MemoryListmode
+from listmode.scanner import Scanner
 from listmode.simulate.detector import Detector, make_detector
 from listmode.simulate.generate import gather, simulate_scan
 from listmode.simulate.phantom import image_quality_phantom
@@ -281,6 +284,23 @@ def replace_events(
     )
 
 
+def spread_ends(scanner: Scanner) -> Scanner:
+    """Move each crystal to a place drawn at random in its cell of the block, always the same.
+
+    Lines between centres lie half a pitch apart near the axis. So many crystals see a voxel
+    that one place each breaks the pattern. A cell is a pitch wide: the ends of neighbours leave
+    no gaps.
+    """
+    share = np.random.default_rng(1000).random((scanner.n_crystals, 2)) - 0.5
+    across_mm, along_mm = (share * scanner.crystal_pitch_mm).T
+    normal = scanner.crystal_normal.astype(np.float64)
+    position = scanner.crystal_position_mm.astype(np.float64)
+    position[:, 0] -= across_mm * normal[:, 1]
+    position[:, 1] += across_mm * normal[:, 0]
+    position[:, 2] += along_mm
+    return replace(scanner, crystal_position_mm=position.astype(np.float32))
+
+
 def width_mm(profile: F64, pitch_mm: float) -> float:
     """Give the full width at half maximum after NEMA NU 2-2018, section 3.5."""
     top = int(np.argmax(profile))
@@ -300,8 +320,8 @@ def width_mm(profile: F64, pitch_mm: float) -> float:
 def mean_point(difference: F64, warm: F64) -> F64:
     """Give the mean of the points over the warm image, turned: radial, tangential, axial.
 
-    Voxel by voxel: the warm image carries the pattern of lines between crystal centres, which
-    the smooth sensitivity does not, and its own noise; both multiply the response as well.
+    Voxel by voxel: what the warm image carries of its own noise, and of the pattern of lines
+    between crystal centres, multiplies the response as well.
     """
     half = HALF_CUBE
     relative = difference / np.maximum(warm, 0.02 * warm.mean())
@@ -326,19 +346,24 @@ def point_widths(total: F64) -> list[float]:
     return widths
 
 
-def point_images(scan: MemoryListmode, threads: int) -> list[list[F32]]:
-    """Reconstruct the warm cylinder with and without the points."""
+def point_images(scan: MemoryListmode, centres: bool, threads: int) -> list[list[F32]]:
+    """Reconstruct the warm cylinder with and without the points.
+
+    The sensitivity is that of the crystals' centres: on its coarse grid ends a millimetre
+    apart make no difference.
+    """
     sensitivity = compute_sensitivity(
         scan.scanner, POINT_GRID, crystal_efficiency=scan.crystal_efficiency,
         n_pairs=2_000_000, threads=threads,
     )  # fmt: skip
     settings = OsemSettings(n_iterations=max(POINT_UPDATES), n_subsets=1, psf_fwhm_mm=0.0)
-    first = scan.extent.cut(1)
+    lines = scan if centres else replace(scan, scanner=spread_ends(scan.scanner))
+    first = lines.extent.cut(1)
     found = []
-    for windows in (scan.extent, type(first)(first.start_ms[:1], first.stop_ms[:1])):
+    for windows in (lines.extent, type(first)(first.start_ms[:1], first.stop_ms[:1])):
         images = []
         with prepare(
-            scan, windows, grid=POINT_GRID, settings=settings, sensitivity=sensitivity,
+            lines, windows, grid=POINT_GRID, settings=settings, sensitivity=sensitivity,
             threads=threads,
         ) as problem:  # fmt: skip
             # two ticks stand for one and the same time: the points come on top
@@ -350,7 +375,9 @@ def point_images(scan: MemoryListmode, threads: int) -> list[list[F32]]:
     return found
 
 
-def point(n_warm: int, sharp: bool, n_seeds: int, out: Path, threads: int) -> None:
+def point(
+    n_warm: int, sharp: bool, centres: bool, n_seeds: int, out: Path, threads: int
+) -> None:
     """Simulate, reconstruct and print the widths of a faint point, mean over the seeds.
 
     Each seed's mean point is kept in ``out``: the same command goes on after a kill.
@@ -358,10 +385,11 @@ def point(n_warm: int, sharp: bool, n_seeds: int, out: Path, threads: int) -> No
     out.mkdir(parents=True, exist_ok=True)
     cubes = []
     for seed in range(1, n_seeds + 1):
-        path = out / f"point-{n_warm}-{'sharp' if sharp else 'real'}-{seed}.npy"
+        ends = "centres" if centres else "spread"
+        path = out / f"point-{n_warm}-{'sharp' if sharp else 'real'}-{ends}-{seed}.npy"
         if not path.exists():
             partial = path.with_suffix(".partial.npy")
-            np.save(partial, one_seed(n_warm, sharp, seed, threads))
+            np.save(partial, one_seed(n_warm, sharp, centres, seed, threads))
             partial.replace(path)
         cubes.append(np.load(path))
         mean = np.mean(cubes, axis=0)
@@ -381,7 +409,7 @@ def point(n_warm: int, sharp: bool, n_seeds: int, out: Path, threads: int) -> No
             )
 
 
-def one_seed(n_warm: int, sharp: bool, seed: int, threads: int) -> F64:
+def one_seed(n_warm: int, sharp: bool, centres: bool, seed: int, threads: int) -> F64:
     """Give the mean point of one simulation after each of ``POINT_UPDATES``."""
     started = time.perf_counter()
     scan, n_own = simulate_points(n_warm, sharp, seed, threads)
@@ -390,7 +418,7 @@ def one_seed(n_warm: int, sharp: bool, seed: int, threads: int) -> F64:
         f"{scan.n_events() - n_own} of {len(point_places())} points; "
         f"{'no range, no acollinearity' if sharp else 'positron range and acollinearity'}"
     )
-    both, warm = point_images(scan, threads)
+    both, warm = point_images(scan, centres, threads)
     cubes = [
         mean_point(one.astype(np.float64) - other, other.astype(np.float64))
         for one, other in zip(both, warm, strict=True)
@@ -407,12 +435,13 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=N_WARM)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--sharp", action="store_true")
+    parser.add_argument("--centres", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     if args.what == "quality":
         quality(args.fraction, args.out, args.threads)
     else:
-        point(args.events, args.sharp, args.seeds, args.out, args.threads)
+        point(args.events, args.sharp, args.centres, args.seeds, args.out, args.threads)
 
 
 if __name__ == "__main__":
