@@ -8,7 +8,7 @@ each from its events alone, and prints the ratio of estimate to labels in total 
 coordinates; then the mean of each region over the truth, for four images of each scan: its
 trues alone, with our scatter, with the mean of the labels in its place, and without scatter.
 What trues alone miss is the grid, the noise and the convergence, not scatter: the table's last
-two columns are the differences from them, scan by scan, in which most of the noise of the
+two columns are the differences from them, scan by scan, in which half of the noise of a small
 region cancels. ``pregnant`` is the third phantom.
 
 The cylinder is 300 mm wide and 600 mm long, and as the torso scatters like a patient. Voxels
