@@ -40,11 +40,6 @@ from recon.settings import Settings
 OUT = Path("out/full_scan")
 N_EVENTS = (20_000_000, 100_000_000, 0)  # 0: all
 FEW = 100_000  # whose cost beside that of the image does not count
-PER_EVENT = (
-    "sorting events",
-    "additive term",
-    "iteration",
-)  # stages whose cost grows with them
 
 
 class Seconds:

@@ -17,6 +17,7 @@ prints the same means after 20 updates: what linear interpolation of voxels does
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,18 +45,26 @@ HALF_MM, FINE_MM, BLUR_FWHM_MM = 80.0, 2.0, 5.0  # of the fit on a grid
 F64 = NDArray[np.float64]
 
 
+def is_inside(
+    axes_mm: Sequence[F64], centre_mm: Sequence[float], shape: Shape, depth_mm: float
+) -> NDArray[np.bool_]:
+    """Tell which points of a grid lie in a shape's ellipsoid with shorter semi-axes."""
+    at = np.meshgrid(*axes_mm, indexing="ij")
+    scaled = [
+        ((x - c) / (a - depth_mm)) ** 2
+        for x, c, a in zip(at, centre_mm, shape.semi_mm, strict=True)
+    ]
+    return np.asarray(sum(scaled) <= 1.0)
+
+
 def shrunk_organs(
     phantom: Phantom, grid: Grid, depth_mm: float
 ) -> dict[str, NDArray[np.bool_]]:
     """Give the voxels whose centre lies in an organ with shorter semi-axes."""
-    at = np.meshgrid(*(grid.axis_mm(k) for k in range(3)), indexing="ij")
+    axes_mm = [grid.axis_mm(k) for k in range(3)]
     regions: dict[str, NDArray[np.bool_]] = {}
     for shape in phantom.shapes[1:]:  # all but the body
-        scaled = [
-            ((x - c) / (a - depth_mm)) ** 2
-            for x, c, a in zip(at, shape.centre_mm, shape.semi_mm, strict=True)
-        ]
-        here = np.asarray(sum(scaled) <= 1.0)
+        here = is_inside(axes_mm, shape.centre_mm, shape, depth_mm)
         regions[shape.label] = regions.get(shape.label, np.zeros(grid.shape, bool)) | here
     return regions
 
@@ -99,16 +108,8 @@ def fit_on_grid(shape: Shape, background: float, voxel_mm: float) -> list[float]
     axis_mm = (np.arange(n, dtype=np.float64) - n / 2) * voxel_mm
     # The organ lies to the voxels as it does on a centred grid with an even number of them.
     centre_mm = [c - (np.floor(c / voxel_mm) + 0.5) * voxel_mm for c in shape.centre_mm]
-
-    def inside(points_mm: F64, depth_mm: float) -> NDArray[np.bool_]:
-        at = np.meshgrid(points_mm, points_mm, points_mm, indexing="ij")
-        scaled = [
-            ((x - c) / (a - depth_mm)) ** 2
-            for x, c, a in zip(at, centre_mm, shape.semi_mm, strict=True)
-        ]
-        return np.asarray(sum(scaled) <= 1.0)
-
-    truth = np.where(inside(fine_mm, 0.0), shape.activity, background)
+    is_hot = is_inside([fine_mm] * 3, centre_mm, shape, 0.0)
+    truth = np.where(is_hot, shape.activity, background)
     seen = gaussian_filter(truth, BLUR_FWHM_MM / 2.355 / FINE_MM, mode="nearest")
     hat = np.clip(1.0 - np.abs(fine_mm[:, None] - axis_mm) / voxel_mm, 0.0, None)
 
@@ -121,7 +122,8 @@ def fit_on_grid(shape: Shape, background: float, voxel_mm: float) -> list[float]
     image = np.full((n, n, n), seen.mean())
     for _ in range(20):
         image *= along_axes(seen / along_axes(image, hat), hat.T) / sensitivity
-    return [float(image[inside(axis_mm, d)].mean() / shape.activity) for d in DEPTHS_MM]
+    deep = (is_inside([axis_mm] * 3, centre_mm, shape, d) for d in DEPTHS_MM)
+    return [float(image[region].mean() / shape.activity) for region in deep]
 
 
 def show_grid() -> None:
